@@ -1,0 +1,4 @@
+//! The engine: takes deliveries in, orders them into lanes, runs handlers, settles.
+
+#[cfg(any(test, feature = "testing"))]
+pub mod gate;

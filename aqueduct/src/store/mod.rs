@@ -1,0 +1,451 @@
+//! The port to a store: where reliability state lives.
+//!
+//! A store keeps parked events and dead letters as [`Row`]s, grouped into lanes, under a [`Claim`]. Every durable write of
+//! the engine is one [`Store::apply`]: atomic for each lane, refused as [`Fenced`](StoreError::Fenced) under an epoch that
+//! is not the highest. A row carries its whole event and is its own wake-up.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::error::StoreError;
+use crate::event::Event;
+use crate::message::Message;
+use crate::outcome::BoxFuture;
+use crate::topic::{Epoch, Key, LaneId, Partition, Place, Position, Text};
+
+pub mod memory;
+
+pub use memory::MemoryStore;
+
+/// Where parked events and dead letters live.
+pub trait Store: Any + Send + Sync {
+    /// What it can do.
+    fn abilities(&self) -> StoreAbilities;
+
+    /// Raises the fence to the claim's epoch, and THEN loads what the new owner must know before it fetches anything.
+    ///
+    /// `floor` is the broker's: marks at or below it are deleted. The same epoch may take over again.
+    fn take_over<'a>(
+        &'a self,
+        claim: &'a Claim,
+        floor: Option<Position>,
+    ) -> BoxFuture<'a, Result<TakeOver, StoreError>>;
+
+    /// Applies operations in order and answers each. Operations on one lane take effect together or not at all.
+    ///
+    /// An error may hide a success, so each operation can be repeated: the second time it finds its work done.
+    fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>>;
+
+    /// Writes dead letters of consumers that own nothing; a row that is there already stays as it is.
+    fn bury<'a>(
+        &'a self,
+        consumer: &'a Text,
+        partition: &'a Partition,
+        rows: &'a [Row],
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// The heads of lanes that are due at `now`, at most `limit`, earliest first, and what operators have asked for.
+    ///
+    /// A head is the parked or blocking row of a lane with the lowest place; a blocking head holds its lane and is never due.
+    fn due<'a>(&'a self, claim: &'a Claim, now: Timestamp, limit: usize) -> BoxFuture<'a, Result<Due, StoreError>>;
+
+    /// Rows for people to look at, in the order of their places.
+    fn browse<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>>;
+
+    /// Leaves a command for the partition's owner and answers its id.
+    fn command<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>>;
+
+    /// What became of a command; none if there is no such command.
+    fn command_result(&self, id: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>>;
+}
+
+/// What a store can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreAbilities {
+    /// Rows outlive the process.
+    pub durable: bool,
+    /// The largest row taken, in bytes of its event.
+    pub row_bytes_max: usize,
+}
+
+impl StoreAbilities {
+    /// A store of rows up to 64 MiB.
+    pub const fn new(durable: bool) -> Self {
+        Self { durable, row_bytes_max: 64 << 20 }
+    }
+}
+
+/// In whose name the store is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The consumer.
+    pub consumer: Text,
+    /// The partition.
+    pub partition: Partition,
+    /// The epoch under which it is owned.
+    pub epoch: Epoch,
+}
+
+/// What a new owner must know before it fetches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TakeOver {
+    /// The lanes that have rows of any kind: each once, in any order.
+    pub lanes: Vec<StoredLane>,
+    /// The earliest time at which a head is due.
+    pub next_at: Option<Timestamp>,
+}
+
+/// A lane that has rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredLane {
+    /// The lane.
+    pub lane: LaneId,
+    /// It has parked rows or a dead letter that blocks.
+    pub holds: bool,
+    /// The highest position above the floor of a dead letter or a discarded row; such a row may be delivered again.
+    pub mark: Option<Position>,
+}
+
+/// An event in the store.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Row {
+    /// Where the event stood in the partition; unique there.
+    pub place: Place,
+    /// The lane it belongs to.
+    pub lane: LaneId,
+    /// The event, or the message that could not be decoded.
+    pub content: Content,
+    /// Parked, dead or discarded.
+    pub state: RowState,
+    /// Counts changes of the row, from 1.
+    pub version: u32,
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// When the row is due if it is the head of its lane.
+    pub next_at: Timestamp,
+    /// When it was parked first.
+    pub parked_at: Timestamp,
+    /// The last attempts that failed, oldest first; at most [`HISTORY_MAX`].
+    pub history: VecDeque<Failure>,
+    /// An operator asked for its next attempt.
+    pub replay: bool,
+}
+
+/// How many failed attempts a row remembers.
+pub const HISTORY_MAX: usize = 20;
+
+impl Row {
+    /// A row that is parked and due at once.
+    pub fn new(place: Place, lane: LaneId, content: Content, now: Timestamp) -> Self {
+        let (state, version, attempts) = (RowState::Parked, 1, 0);
+        Self {
+            place,
+            lane,
+            content,
+            state,
+            version,
+            attempts,
+            next_at: now,
+            parked_at: now,
+            history: VecDeque::new(),
+            replay: false,
+        }
+    }
+
+    /// Adds a failed attempt to the history and forgets the oldest one above the limit.
+    pub fn remember(&mut self, failure: Failure) {
+        self.history.push_back(failure);
+        while self.history.len() > HISTORY_MAX {
+            self.history.pop_front();
+        }
+    }
+
+    /// True if the row holds its lane: those behind it wait.
+    pub fn holds(&self) -> bool {
+        matches!(self.state, RowState::Parked | RowState::Dead(Hold::Block))
+    }
+}
+
+/// What a row carries.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// An event.
+    Event(Arc<Event>),
+    /// A message that no format could decode; it has no key.
+    Undecodable(Arc<Message>),
+}
+
+impl Content {
+    /// The event's key.
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Self::Event(e) => e.key.as_ref(),
+            Self::Undecodable(_) => None,
+        }
+    }
+
+    /// The bytes it carries.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Event(e) => e.size(),
+            Self::Undecodable(m) => m.size(),
+        }
+    }
+}
+
+/// What state a row is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RowState {
+    /// To be tried again.
+    Parked,
+    /// Given up.
+    Dead(Hold),
+    /// Discarded by an operator; kept as a mark until the floor has passed it.
+    Discarded,
+}
+
+/// What a dead letter does to the events behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Hold {
+    /// They go on without it. The default.
+    #[default]
+    Skip,
+    /// They wait until somebody resolves it.
+    Block,
+}
+
+/// A failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Which attempt it was.
+    pub attempt: u32,
+    /// How long it took.
+    pub took: Duration,
+    /// The error, its causes included, cut to 2,000 bytes.
+    pub error: Text,
+}
+
+/// One durable change.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Op {
+    /// Writes rows of one lane, lowest place first; a row that is there already stays as it is. Answers
+    /// [`Applied::Lane`].
+    Put(Vec<Row>),
+    /// Writes a row at the end of a lane that has rows. Answers [`Applied::Appended`], [`Applied::Present`] or
+    /// [`Applied::Finished`].
+    Append {
+        /// The row.
+        row: Row,
+        /// What to do when the row stands before the lane's last one and is no row of it.
+        late: Late,
+    },
+    /// Deletes a row that is done. Answers [`Applied::Lane`], also when it is gone already.
+    Finish(RowRef),
+    /// Changes a row after a failed attempt. Answers [`Applied::Lane`], or [`Applied::Conflict`] if the version is another.
+    Update {
+        /// The row.
+        row: RowRef,
+        /// The attempt that failed.
+        failure: Failure,
+        /// What becomes of it.
+        to: Next,
+    },
+    /// Everything of the partition up to here is settled at the broker: marks at or below it are deleted. Answers
+    /// [`Applied::Lane`] without a meaning.
+    Floor(Position),
+    /// Carries out, or refuses, an operator's command. Answers [`Applied::Lane`], or [`Applied::Conflict`] if the row has
+    /// changed since; the command's state is kept either way.
+    Operate {
+        /// The command.
+        id: CommandId,
+        /// Why it is refused; none to carry it out.
+        refused: Option<Text>,
+        /// The time of the action.
+        now: Timestamp,
+    },
+}
+
+impl Op {
+    /// The name of the kind of operation, for telemetry and crash points.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Put(rows) if rows.iter().any(|r| matches!(r.state, RowState::Dead(_))) => "dead",
+            Self::Put(_) => "park",
+            Self::Append { .. } => "append",
+            Self::Finish(_) => "finish",
+            Self::Update { to: Next::Retry(_), .. } => "redate",
+            Self::Update { to: Next::Dead(_), .. } => "give_up",
+            Self::Floor(_) => "floor",
+            Self::Operate { .. } => "operate",
+        }
+    }
+}
+
+/// What becomes of an event that is appended before the end of its lane without being a row of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Late {
+    /// It was finished before: a lane with a floor is written in the order of positions.
+    Finished,
+    /// It may be new: it is inserted in its place, a repeat rather than a loss.
+    Insert,
+}
+
+/// Names a version of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowRef {
+    /// The row's place.
+    pub place: Place,
+    /// The lane it belongs to.
+    pub lane: LaneId,
+    /// Its version.
+    pub version: u32,
+}
+
+/// What becomes of a row after a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Next {
+    /// It is tried again at this time.
+    Retry(Timestamp),
+    /// It is given up.
+    Dead(Hold),
+}
+
+/// The answer to an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Applied {
+    /// Done; this is how the lane stands after it.
+    Lane {
+        /// It has parked rows or a dead letter that blocks.
+        holds: bool,
+        /// When its head is due; none if it has none, or the head is a dead letter that blocks.
+        next_at: Option<Timestamp>,
+    },
+    /// The row is at the end of its lane.
+    Appended,
+    /// The row was there already.
+    Present,
+    /// The event was finished before.
+    Finished,
+    /// The row has another version, or is gone: nothing was changed.
+    Conflict,
+}
+
+/// What is due.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Due {
+    /// Heads of lanes that are due.
+    pub heads: Vec<Row>,
+    /// Commands for this partition that wait for its owner, oldest first; at most `limit`.
+    pub commands: Vec<(CommandId, Command)>,
+    /// When the next head is due that is not among `heads`.
+    pub next_at: Option<Timestamp>,
+}
+
+/// Which rows somebody wants to see. An unset field does not restrict.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Query {
+    /// Of this consumer.
+    pub consumer: Option<Text>,
+    /// Of this partition.
+    pub partition: Option<Partition>,
+    /// Of this key.
+    pub key: Option<Key>,
+    /// Only dead letters, or only parked ones.
+    pub dead: Option<bool>,
+    /// Only above this place.
+    pub after: Option<Place>,
+    /// At most so many; 0 means 100.
+    pub limit: usize,
+}
+
+/// A row with the names of those it belongs to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// The consumer.
+    pub consumer: Text,
+    /// The partition.
+    pub partition: Partition,
+    /// The row.
+    pub row: Row,
+}
+
+/// What an operator wants done with a row. It is carried out by the partition's owner, in the row's lane.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Command {
+    /// The consumer.
+    pub consumer: Text,
+    /// The partition.
+    pub partition: Partition,
+    /// The row, in the version that the operator has seen.
+    pub row: RowRef,
+    /// What to do.
+    pub action: Action,
+    /// Who wants it.
+    pub who: Text,
+    /// Why.
+    pub why: Text,
+}
+
+impl Command {
+    /// A command about a listed row, in the version listed.
+    pub fn new(on: &Listed, action: Action, who: impl Into<Text>, why: impl Into<Text>) -> Self {
+        let row = RowRef { place: on.row.place, lane: on.row.lane, version: on.row.version };
+        let (consumer, partition) = (on.consumer.clone(), on.partition.clone());
+        Self { consumer, partition, row, action, who: who.into(), why: why.into() }
+    }
+}
+
+/// What can be done with a row.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Action {
+    /// Try it at once, whatever its state; its attempts count from the start again.
+    Replay,
+    /// Let the events behind it pass: a dead letter that blocks becomes one that does not.
+    Skip,
+    /// Forget it; a mark stays until the floor has passed it.
+    Discard,
+    /// Replace what it carries. Its key, and so its lane, stays.
+    Edit(Arc<Event>),
+}
+
+/// Names a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CommandState {
+    /// It waits for the owner.
+    Waiting,
+    /// It was carried out.
+    Done {
+        /// When.
+        at: Timestamp,
+    },
+    /// It was not carried out.
+    Refused {
+        /// When.
+        at: Timestamp,
+        /// Why not.
+        why: Text,
+    },
+}
