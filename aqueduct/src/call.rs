@@ -120,6 +120,13 @@ impl Call {
     pub(crate) fn close_scope(&self) -> Result<Option<Box<dyn Unit>>> {
         self.scope.get().map_or(Ok(None), Scope::close)
     }
+
+    /// Closes the scope, if it is open, without a result of the handler: the transaction is dropped.
+    pub(crate) fn abandon_scope(&self) {
+        if let Some(scope) = self.scope.get() {
+            scope.abandon();
+        }
+    }
 }
 
 impl fmt::Debug for Call {
@@ -156,7 +163,9 @@ enum Slot {
     Empty,
     Lent,
     Held(Box<dyn Unit>),
-    Closed,
+    Closed {
+        gave: bool,
+    },
 }
 
 impl Scope {
@@ -168,7 +177,7 @@ impl Scope {
                 *slot = Slot::Lent;
                 Ok(Loan(self.clone()))
             }
-            Slot::Closed => Err(Error::msg("a transaction was asked for after its attempt had ended")),
+            Slot::Closed { .. } => Err(Error::msg("a transaction was asked for after its attempt had ended")),
             Slot::Lent | Slot::Held(_) => {
                 Err(Error::msg("an attempt has one transaction: ask for `Tx` once among the handler's arguments and pass it on as `&mut Tx`").permanent())
             }
@@ -176,13 +185,30 @@ impl Scope {
     }
 
     fn close(&self) -> Result<Option<Box<dyn Unit>>> {
-        match std::mem::replace(&mut *self.0.lock(), Slot::Closed) {
-            Slot::Empty | Slot::Closed => Ok(None),
+        let mut slot = self.0.lock();
+        let gave = matches!(*slot, Slot::Held(_));
+        match std::mem::replace(&mut *slot, Slot::Closed { gave }) {
+            Slot::Empty | Slot::Closed { .. } => Ok(None),
             Slot::Held(unit) => Ok(Some(unit)),
             Slot::Lent => Err(Error::msg(
                 "the transaction was still in use when the handler returned: do not move `Tx` into a spawned task, await the work instead",
             )),
         }
+    }
+
+    /// Closes it, if it is open, and drops the transaction.
+    fn abandon(&self) {
+        let mut slot = self.0.lock();
+        if !matches!(*slot, Slot::Closed { .. }) {
+            let abandoned = std::mem::replace(&mut *slot, Slot::Closed { gave: false });
+            drop(slot);
+            drop(abandoned);
+        }
+    }
+
+    /// True if a transaction was handed on when the scope was closed.
+    pub(crate) fn gave_unit(&self) -> bool {
+        matches!(*self.0.lock(), Slot::Closed { gave: true })
     }
 }
 

@@ -8,6 +8,14 @@ use crate::call::Call;
 use crate::error::{Error, WiringError};
 use crate::store::Store;
 
+mod json;
+mod parts;
+mod state;
+
+pub use json::Json;
+pub use parts::Deadline;
+pub use state::{Extension, FromState, State};
+
 /// A value that a handler can have as an argument.
 ///
 /// `S` is the state given to [`Router::with_state`](crate::Router::with_state). Implement it for your own types by

@@ -1,0 +1,317 @@
+//! Handlers: async functions of extractors.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tower_layer::Layer;
+
+use crate::call::Call;
+use crate::error::{Error, WiringError};
+use crate::extract::{FromCall, Rejection, Wiring};
+use crate::layer::{EventService, Layered, Next};
+use crate::outcome::{BoxFuture, IntoOutcome, Outcome};
+use crate::policy::Policy;
+
+/// What handles events: any async function or closure of up to twelve extractors that returns what is
+/// [`IntoOutcome`], such as `()` or `Result<(), E>`.
+///
+/// Never implemented by hand. Its methods give one handler settings of its own; import the trait to use them. `T` are
+/// the function's arguments and `S` is the state given to [`Router::with_state`](crate::Router::with_state); both are
+/// inferred.
+///
+/// The extractors run in the order of the arguments, then the function. The transaction that one of them may have begun
+/// is committed by the engine, and only if the function and every layer around it are done.
+///
+/// ```
+/// use aqueduct::{Event, Handler, Json, Policy, Result, Router};
+/// use std::time::Duration;
+///
+/// async fn charge(Json(cents): Json<u64>, event: Event) -> Result<()> {
+///     println!("{cents} for {}", event.id);
+///     Ok(())
+/// }
+///
+/// let app: Router = Router::new()
+///     .on("payment.due", charge.policy(Policy::ordered().max_attempts(50)).timeout(Duration::from_secs(5)))
+///     .on("payment.*", async |event: Event| println!("{}", event.kind));
+/// ```
+pub trait Handler<T, S>: Sized + Send + Sync + 'static {
+    /// The handler with its settings, none of them made yet.
+    fn configured(self) -> Configured<S>;
+
+    /// Sets what to do when an attempt fails. Defaults to the router's policy, then to the consumer's.
+    fn policy(self, policy: Policy) -> Configured<S> {
+        Configured { policy: Some(policy), ..self.configured() }
+    }
+
+    /// Sets how long one attempt may take. Defaults to the router's timeout, then to the consumer's.
+    fn timeout(self, timeout: Duration) -> Configured<S> {
+        Configured { timeout: Some(timeout), ..self.configured() }
+    }
+
+    /// Wraps a layer around this handler only; the last one added is the outermost.
+    ///
+    /// See [`Router::layer`](crate::Router::layer) for what a layer is and must not do.
+    fn layer<L>(self, layer: L) -> Configured<S>
+    where
+        L: Layer<Next> + Send + Sync + 'static,
+        L::Service: EventService,
+        S: 'static,
+    {
+        self.configured().wrap(&Arc::new(layer))
+    }
+}
+
+impl<F, T, S, R> Handler<T, S> for F
+where
+    F: Function<T, Returns = R>,
+    T: FromCall<S> + 'static,
+    S: Send + Sync + 'static,
+    R: AsyncReturn + Send + 'static,
+    R::Value: IntoOutcome,
+{
+    fn configured(self) -> Configured<S> {
+        let bind = move |state| {
+            let endpoint = FunctionEndpoint { function: self.clone(), state, arguments: PhantomData };
+            Arc::new(endpoint) as Arc<dyn Endpoint>
+        };
+        Configured { target: Target::Unbound(Arc::new(bind)), check: T::check, policy: None, timeout: None }
+    }
+}
+
+/// A function of as many arguments as the tuple `T` has elements.
+///
+/// Its implementations ask for nothing but the shape, so that the compiler, having found the one that fits, can name the
+/// argument or the return value that is wrong.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler",
+    label = "not an async function of up to 12 extractors",
+    note = "a handler is an `async fn`, or a closure that returns a future and is `Clone + Send + Sync + 'static`, of up to 12 extractors: `async fn handle(Json(order): Json<Order>) -> aqueduct::Result<()>`",
+    note = "more than 12? Group some in a type of your own that implements `FromCall`"
+)]
+pub trait Function<T>: Clone + Send + Sync + 'static {
+    /// What it returns: for an async function, its future.
+    type Returns;
+
+    /// Calls it.
+    fn call(self, arguments: T) -> Self::Returns;
+}
+
+/// What an async function returns: a future.
+#[diagnostic::on_unimplemented(
+    message = "a handler must be async, and this function returns `{Self}` at once",
+    label = "not an `async fn`",
+    note = "write `async fn` instead of `fn`, or `async |event: Event| ...` for a closure"
+)]
+pub trait AsyncReturn: Future<Output = Self::Value> {
+    /// What it is when it is ready.
+    type Value;
+}
+
+#[diagnostic::do_not_recommend]
+impl<R: Future> AsyncReturn for R {
+    type Value = R::Output;
+}
+
+macro_rules! of_arguments {
+    ($($argument:ident)*) => {
+        impl<Func, R, $($argument),*> Function<($($argument,)*)> for Func
+        where
+            Func: FnOnce($($argument),*) -> R + Clone + Send + Sync + 'static,
+        {
+            type Returns = R;
+
+            #[allow(non_snake_case, reason = "the types' names serve as the names of the values")]
+            fn call(self, ($($argument,)*): ($($argument,)*)) -> R {
+                self($($argument),*)
+            }
+        }
+
+        /// Each element in turn.
+        impl<S: Sync, $($argument: FromCall<S>),*> FromCall<S> for ($($argument,)*) {
+            #[allow(unused_variables, reason = "the empty tuple uses none")]
+            fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
+                $($argument::check(wiring)?;)*
+                Ok(())
+            }
+
+            #[allow(unused_variables, clippy::unused_unit, reason = "the empty tuple uses none")]
+            async fn from_call(call: &Call, state: &S) -> Result<Self, Rejection> {
+                Ok(($($argument::from_call(call, state).await?,)*))
+            }
+        }
+    };
+}
+
+of_arguments!();
+of_arguments!(A);
+of_arguments!(A B);
+of_arguments!(A B C);
+of_arguments!(A B C D);
+of_arguments!(A B C D E);
+of_arguments!(A B C D E F);
+of_arguments!(A B C D E F G);
+of_arguments!(A B C D E F G H);
+of_arguments!(A B C D E F G H I);
+of_arguments!(A B C D E F G H I J);
+of_arguments!(A B C D E F G H I J K);
+of_arguments!(A B C D E F G H I J K L);
+
+/// A handler with settings of its own, made by the methods of [`Handler`].
+pub struct Configured<S> {
+    target: Target<S>,
+    check: fn(&Wiring<'_>) -> Result<(), WiringError>,
+    pub(crate) policy: Option<Policy>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// What waits for a state, and makes an endpoint of it.
+type Bind<S> = Arc<dyn Fn(Arc<S>) -> Arc<dyn Endpoint> + Send + Sync>;
+
+enum Target<S> {
+    Unbound(Bind<S>),
+    Bound { endpoint: Arc<dyn Endpoint>, state: Arc<dyn Any + Send + Sync> },
+}
+
+/// Marks [`Configured`] among the handlers.
+pub struct Settings(());
+
+impl<S: 'static> Handler<Settings, S> for Configured<S> {
+    fn configured(self) -> Self {
+        self
+    }
+}
+
+impl<S: 'static> Configured<S> {
+    /// Wraps a layer around what is there.
+    pub(crate) fn wrap<L>(self, layer: &Arc<L>) -> Self
+    where
+        L: Layer<Next> + Send + Sync + 'static,
+        L::Service: EventService,
+    {
+        let layer = Arc::clone(layer);
+        let wrap = move |inner| Arc::new(Layered(layer.layer(Next::new(inner)))) as Arc<dyn Endpoint>;
+        let target = match self.target {
+            Target::Unbound(bind) => Target::Unbound(Arc::new(move |state| wrap(bind(state)))),
+            Target::Bound { endpoint, state } => Target::Bound { endpoint: wrap(endpoint), state },
+        };
+        Self { target, ..self }
+    }
+
+    /// The same with a state, if it has none yet.
+    pub(crate) fn bind<S2>(self, state: &Arc<S>) -> Configured<S2>
+    where
+        S: Send + Sync,
+    {
+        let (endpoint, state) = self.endpoint(state);
+        let Self { check, policy, timeout, .. } = self;
+        Configured { target: Target::Bound { endpoint, state }, check, policy, timeout }
+    }
+
+    /// What the engine calls, and the state it works with: its own, else `state`.
+    pub(crate) fn endpoint(&self, state: &Arc<S>) -> (Arc<dyn Endpoint>, Arc<dyn Any + Send + Sync>)
+    where
+        S: Send + Sync,
+    {
+        match &self.target {
+            Target::Unbound(bind) => (bind(Arc::clone(state)), Arc::clone(state) as _),
+            Target::Bound { endpoint, state } => (Arc::clone(endpoint), Arc::clone(state)),
+        }
+    }
+
+    /// Asks every extractor what it lacks.
+    pub(crate) fn check(&self, wiring: &Wiring<'_>) -> Result<(), WiringError> {
+        (self.check)(wiring)
+    }
+}
+
+impl<S> Clone for Configured<S> {
+    fn clone(&self) -> Self {
+        let target = match &self.target {
+            Target::Unbound(bind) => Target::Unbound(Arc::clone(bind)),
+            Target::Bound { endpoint, state } => {
+                Target::Bound { endpoint: Arc::clone(endpoint), state: Arc::clone(state) }
+            }
+        };
+        Self { target, check: self.check, policy: self.policy.clone(), timeout: self.timeout }
+    }
+}
+
+impl<S> fmt::Debug for Configured<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Configured")
+            .field("policy", &self.policy)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A handler with its layers and its state, as the engine calls it.
+pub(crate) trait Endpoint: Send + Sync {
+    /// One attempt. Without layers the boxed future is the only allocation.
+    fn call(&self, call: Call) -> BoxFuture<'static, Outcome>;
+}
+
+struct FunctionEndpoint<F, T, S> {
+    function: F,
+    state: Arc<S>,
+    arguments: PhantomData<fn() -> T>,
+}
+
+impl<F, T, S, R> Endpoint for FunctionEndpoint<F, T, S>
+where
+    F: Function<T, Returns = R>,
+    T: FromCall<S> + 'static,
+    S: Send + Sync + 'static,
+    R: AsyncReturn + Send + 'static,
+    R::Value: IntoOutcome,
+{
+    fn call(&self, call: Call) -> BoxFuture<'static, Outcome> {
+        Box::pin(attempt(self.function.clone(), call, Arc::clone(&self.state)))
+    }
+}
+
+/// Extractors, then the handler, then the end of the scope.
+async fn attempt<F, T, S, R>(function: F, call: Call, state: Arc<S>) -> Outcome
+where
+    F: Function<T, Returns = R>,
+    T: FromCall<S>,
+    R: AsyncReturn,
+    R::Value: IntoOutcome,
+{
+    let call = OpenCall(call);
+    let arguments = match T::from_call(&call.0, &state).await {
+        Ok(arguments) => arguments,
+        Err(Rejection::Duplicate) => return Outcome::done(),
+        Err(Rejection::Failed(error)) => return Outcome::failed(error),
+    };
+    let outcome = function.call(arguments).await.into_outcome();
+    if outcome.is_done() { call.conclude(outcome) } else { outcome }
+}
+
+/// A call whose scope is closed when it is dropped, also by a panic or a timeout: no transaction outlives its attempt.
+struct OpenCall(Call);
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.abandon_scope();
+    }
+}
+
+impl OpenCall {
+    /// Hands the transaction on in the outcome.
+    fn conclude(&self, outcome: Outcome) -> Outcome {
+        match self.0.close_scope() {
+            Ok(None) => outcome,
+            Ok(Some(_)) if outcome.has_unit() => Outcome::failed(Error::msg(
+                "the handler returned an outcome with a transaction and had asked for another: an attempt has one",
+            )),
+            Ok(Some(unit)) => Outcome::done_with(unit),
+            Err(still_lent) => Outcome::failed(still_lent),
+        }
+    }
+}
