@@ -11,8 +11,7 @@ use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::{
-    Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Store, StoreAbilities,
-    TakeOver,
+    Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Store, StoreAbilities, TakeOver,
 };
 use crate::topic::{Partition, Position, Text};
 use shard::Shard;
@@ -206,7 +205,7 @@ impl Inner {
             return Applied::Conflict;
         };
         let current = shard.current(command.row);
-        let stale = current.is_err();
+        let changed = current.is_err();
         if *state == CommandState::Waiting {
             shard.commands.remove(&id);
             let outcome = match refused {
@@ -219,7 +218,7 @@ impl Inner {
             };
         }
         let refused = matches!(state, CommandState::Refused { .. });
-        if refused && stale { Applied::Conflict } else { shard.answer(command.row.lane) }
+        if refused && changed { Applied::Conflict } else { shard.answer(command.row.lane) }
     }
 
     fn bury(&mut self, consumer: &Text, partition: &Partition, rows: &[Row]) -> Result<(), StoreError> {
@@ -233,8 +232,7 @@ impl Inner {
         shard.fence(claim)?;
         let mut due = shard.due(now, limit);
         let waiting: Vec<_> = shard.commands.iter().take(limit).copied().collect();
-        due.commands =
-            waiting.into_iter().filter_map(|id| Some((id, self.commands.get(&id)?.0.clone()))).collect();
+        due.commands = waiting.into_iter().filter_map(|id| Some((id, self.commands.get(&id)?.0.clone()))).collect();
         Ok(due)
     }
 
@@ -250,7 +248,7 @@ impl Inner {
             let rows = shard.matching(query).take(limit).cloned();
             found.extend(rows.map(|row| Listed { consumer: consumer.clone(), partition: partition.clone(), row }));
         }
-        found.sort_by(|a, b| a.row.place.cmp(&b.row.place));
+        found.sort_by_key(|listed| listed.row.place);
         found.truncate(limit);
         found
     }

@@ -165,7 +165,9 @@ impl Shard {
         let RowRef { place, lane, version } = row;
         match self.rows.get(&place) {
             None => Err(format!("there is no row at {place:?}: it was finished or never parked")),
-            Some(found) if found.lane != lane => Err(format!("the row at {place:?} is of {:?}, not of {lane:?}", found.lane)),
+            Some(found) if found.lane != lane => {
+                Err(format!("the row at {place:?} is of {:?}, not of {lane:?}", found.lane))
+            }
             Some(found) if found.version != version => Err(format!(
                 "the row at {place:?} has version {} by now, not {version}: look at it again",
                 found.version
@@ -235,8 +237,16 @@ impl Shard {
     fn index(&mut self, place: Place) {
         let Some(row) = self.rows.get(&place) else { return };
         let Some(lane) = self.lanes.get_mut(&row.lane) else { return };
-        if row.holds() { lane.holding.insert(place) } else { lane.holding.remove(&place) };
-        if row.state == RowState::Discarded { self.discarded.insert(place) } else { self.discarded.remove(&place) };
+        if row.holds() {
+            lane.holding.insert(place)
+        } else {
+            lane.holding.remove(&place)
+        };
+        if row.state == RowState::Discarded {
+            self.discarded.insert(place)
+        } else {
+            self.discarded.remove(&place)
+        };
         self.reindex_head(row.lane);
     }
 
