@@ -18,6 +18,8 @@ mod policy;
 mod router;
 pub mod store;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod topic;
 
 pub use bytes::Bytes;

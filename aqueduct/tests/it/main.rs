@@ -1,0 +1,4 @@
+//! The promises, a file each.
+
+#[cfg(feature = "testing")]
+mod memory;
