@@ -11,6 +11,7 @@ pub mod format;
 mod headers;
 mod message;
 mod outcome;
+mod pattern;
 mod policy;
 pub mod store;
 pub mod telemetry;

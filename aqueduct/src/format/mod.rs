@@ -24,6 +24,7 @@ pub trait Format: Send + Sync + 'static {
 
 /// What a message carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one event a message is the rule, and boxing it would allocate")]
 pub enum Decoded {
     /// One event.
     One(Event),
