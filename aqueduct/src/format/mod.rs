@@ -6,6 +6,7 @@ use crate::topic::{Text, Topic};
 
 pub mod cloudevents;
 pub mod json;
+pub(crate) mod object;
 
 pub use cloudevents::CloudEvents;
 pub use json::PlainJson;
@@ -24,6 +25,7 @@ pub trait Format: Send + Sync + 'static {
 
 /// What a message carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one event a message is the rule, and boxing it would allocate")]
 pub enum Decoded {
     /// One event.
     One(Event),
@@ -43,6 +45,16 @@ pub struct FormatError {
     pub at: Text,
     /// What is wrong there.
     pub problem: Text,
+}
+
+impl FormatError {
+    /// An error in JSON, at its line and column.
+    pub(crate) fn json(format: &'static str, e: &serde_json::Error) -> Self {
+        let at = format!("line {} column {}", e.line(), e.column());
+        let problem = e.to_string();
+        let problem = problem.strip_suffix(&format!(" at {at}")).unwrap_or(&problem).into();
+        Self { kind: FormatErrorKind::Malformed, format, at: at.into(), problem }
+    }
 }
 
 /// The kinds of problems with a format.

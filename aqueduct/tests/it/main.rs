@@ -1,4 +1,4 @@
-//! The promises, a file each.
+//! Integration tests: one binary, a file a promise.
 
-#[cfg(feature = "testing")]
+mod format;
 mod memory;
