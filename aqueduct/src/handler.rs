@@ -39,6 +39,12 @@ use crate::policy::Policy;
 ///     .on("payment.due", charge.policy(Policy::ordered().max_attempts(50)).timeout(Duration::from_secs(5)))
 ///     .on("payment.*", async |event: Event| println!("{}", event.kind));
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler",
+    label = "not an async function of up to 12 extractors",
+    note = "a handler is an `async fn`, or a closure that returns a future and is `Clone + Send + Sync + 'static`, of up to 12 extractors: `async fn handle(Json(order): Json<Order>) -> aqueduct::Result<()>`",
+    note = "more than 12? Group some in a type of your own that implements `FromCall`"
+)]
 pub trait Handler<T, S>: Sized + Send + Sync + 'static {
     /// The handler with its settings, none of them made yet.
     fn configured(self) -> Configured<S>;
@@ -69,7 +75,7 @@ pub trait Handler<T, S>: Sized + Send + Sync + 'static {
 impl<F, T, S, R> Handler<T, S> for F
 where
     F: Function<T, Returns = R>,
-    T: FromCall<S> + 'static,
+    T: Arguments<S> + 'static,
     S: Send + Sync + 'static,
     R: AsyncReturn + Send + 'static,
     R::Value: IntoOutcome,
@@ -87,18 +93,21 @@ where
 ///
 /// Its implementations ask for nothing but the shape, so that the compiler, having found the one that fits, can name the
 /// argument or the return value that is wrong.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a handler",
-    label = "not an async function of up to 12 extractors",
-    note = "a handler is an `async fn`, or a closure that returns a future and is `Clone + Send + Sync + 'static`, of up to 12 extractors: `async fn handle(Json(order): Json<Order>) -> aqueduct::Result<()>`",
-    note = "more than 12? Group some in a type of your own that implements `FromCall`"
-)]
 pub trait Function<T>: Clone + Send + Sync + 'static {
     /// What it returns: for an async function, its future.
     type Returns;
 
     /// Calls it.
     fn call(self, arguments: T) -> Self::Returns;
+}
+
+/// The extractors of a function, as a tuple: each in turn.
+pub trait Arguments<S>: Sized + Send {
+    /// Says what one of them lacks.
+    fn check(wiring: &Wiring<'_>) -> Result<(), WiringError>;
+
+    /// Takes them all from a call, or stops at the first that refuses.
+    fn from_call(call: &Call, state: &S) -> impl Future<Output = Result<Self, Rejection>> + Send;
 }
 
 /// What an async function returns: a future.
@@ -131,8 +140,7 @@ macro_rules! of_arguments {
             }
         }
 
-        /// Each element in turn.
-        impl<S: Sync, $($argument: FromCall<S>),*> FromCall<S> for ($($argument,)*) {
+        impl<S: Sync, $($argument: FromCall<S>),*> Arguments<S> for ($($argument,)*) {
             #[allow(unused_variables, reason = "the empty tuple uses none")]
             fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
                 $($argument::check(wiring)?;)*
@@ -180,6 +188,7 @@ enum Target<S> {
 /// Marks [`Configured`] among the handlers.
 pub struct Settings(());
 
+#[diagnostic::do_not_recommend]
 impl<S: 'static> Handler<Settings, S> for Configured<S> {
     fn configured(self) -> Self {
         self
@@ -265,7 +274,7 @@ struct FunctionEndpoint<F, T, S> {
 impl<F, T, S, R> Endpoint for FunctionEndpoint<F, T, S>
 where
     F: Function<T, Returns = R>,
-    T: FromCall<S> + 'static,
+    T: Arguments<S> + 'static,
     S: Send + Sync + 'static,
     R: AsyncReturn + Send + 'static,
     R::Value: IntoOutcome,
@@ -279,7 +288,7 @@ where
 async fn attempt<F, T, S, R>(function: F, call: Call, state: Arc<S>) -> Outcome
 where
     F: Function<T, Returns = R>,
-    T: FromCall<S>,
+    T: Arguments<S>,
     R: AsyncReturn,
     R::Value: IntoOutcome,
 {
