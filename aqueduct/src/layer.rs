@@ -104,3 +104,111 @@ async fn through<V: EventService>(mut service: V, call: Call) -> Outcome {
     }
     outcome
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use tokio::sync::Semaphore;
+    use tower::ServiceBuilder;
+    use tower::layer::layer_fn;
+    use tower::limit::ConcurrencyLimitLayer;
+    use tower::timeout::TimeoutLayer;
+
+    use super::*;
+    use crate::call::{Attempt, Origin};
+    use crate::event::Event;
+    use crate::extract::Extension;
+    use crate::handler::Handler;
+    use crate::topic::{Epoch, Partition, Place, Topic};
+
+    fn call() -> Call {
+        let partition = Partition { topic: Topic::from("orders"), index: 0 };
+        let origin = Origin { consumer: "shop".into(), partition, epoch: Epoch(1) };
+        Call::new(Arc::new(Event::raw("order.placed", "7")), Arc::new(origin), Place::at(1), Attempt::fresh(1))
+    }
+
+    fn endpoint<T>(handler: impl Handler<T, ()>) -> Arc<dyn Endpoint> {
+        handler.configured().endpoint(&Arc::new(())).0
+    }
+
+    /// Leaves a name for those behind it, and refuses to be ready without one.
+    #[derive(Clone)]
+    struct Named(Option<&'static str>, Next);
+
+    impl Service<Call> for Named {
+        type Response = Outcome;
+        type Error = BoxError;
+        type Future = BoxFuture<'static, Result<Outcome, BoxError>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+            Poll::Ready(self.0.map(drop).ok_or_else(|| "no name".into()))
+        }
+
+        fn call(&mut self, mut call: Call) -> Self::Future {
+            if let Some(name) = self.0 {
+                call.extensions_mut().insert(name);
+            }
+            let answer = self.1.call(call);
+            Box::pin(async { Ok(answer.await?) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_layer_can_leave_a_value_and_the_last_one_added_is_the_outermost() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let handler = {
+            let seen = Arc::clone(&seen);
+            async move |Extension(name): Extension<&'static str>| seen.lock().push(name)
+        };
+        let inner = handler.layer(layer_fn(|next| Named(Some("inner"), next)));
+        let both = inner.layer(layer_fn(|next| Named(Some("outer"), next)));
+        assert!(endpoint(both).call(call()).await.is_done());
+        assert_eq!(*seen.lock(), ["inner"]);
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_cannot_get_ready_fails_the_attempt_and_the_handler_does_not_run() {
+        let unready = (async || -> () { unreachable!() }).layer(layer_fn(|next| Named(None, next)));
+        let outcome = endpoint(unready).call(call()).await;
+        let error = outcome.error().unwrap();
+        assert_eq!(error.to_string(), "no name");
+        assert_eq!(error.fault(), None);
+    }
+
+    #[tokio::test]
+    async fn a_limit_of_concurrency_holds_across_calls_of_one_route() {
+        let (running, gate) = (Arc::new(Mutex::new((0, 0))), Arc::new(Semaphore::new(0)));
+        let waits = {
+            let (running, gate) = (Arc::clone(&running), Arc::clone(&gate));
+            async move || {
+                {
+                    let mut r = running.lock();
+                    r.0 += 1;
+                    r.1 = r.0.max(r.1);
+                }
+                gate.acquire().await.unwrap().forget();
+                running.lock().0 -= 1;
+            }
+        };
+        let endpoint = endpoint(waits.layer(ConcurrencyLimitLayer::new(2)));
+        let calls: Vec<_> = (0..5).map(|_| tokio::spawn(endpoint.call(call()))).collect();
+        while running.lock().0 < 2 {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(5);
+        for call in calls {
+            assert!(call.await.unwrap().is_done());
+        }
+        assert_eq!(*running.lock(), (0, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn layers_stacked_by_a_service_builder_are_one_layer() {
+        let hangs = async || std::future::pending::<()>().await;
+        let stack = ServiceBuilder::new().layer(TimeoutLayer::new(Duration::from_secs(1))).concurrency_limit(1);
+        let outcome = endpoint(hangs.layer(stack.into_inner())).call(call()).await;
+        assert!(outcome.error().unwrap().downcast_ref::<tower::timeout::error::Elapsed>().is_some());
+    }
+}

@@ -30,7 +30,7 @@ pub use event::Event;
 pub use extract::{Deadline, Extension, FromCall, Json, State};
 pub use handler::{Configured, Handler};
 pub use headers::Headers;
-pub use layer::{EventService, Next};
+pub use layer::{EventService, Next, NextFuture};
 pub use message::Message;
 pub use outcome::{BoxFuture, IntoOutcome, Outcome, Unit};
 pub use policy::{Policy, defaults};

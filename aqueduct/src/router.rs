@@ -119,6 +119,11 @@ impl<S: Send + Sync + 'static> Router<S> {
             );
             self.mistakes.push(WiringError::new(text).at(at));
         }
+        if let Err(error) = Pattern::parse(&format!("{prefix}.>")) {
+            let text = format!("{prefix:?} is no prefix, leave off its dots or use `merge` for no prefix: {error}");
+            self.mistakes.push(WiringError::new(text).at(at));
+            return self;
+        }
         let (entries, mistakes) = other.settled();
         self.mistakes.extend(mistakes);
         for entry in entries {
@@ -352,5 +357,287 @@ impl App {
         }
         let (policy, timeout) = (entry.handler.policy.clone(), entry.handler.timeout);
         self.routes.push(Route { pattern, endpoint, policy, timeout });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+    use tower::layer::layer_fn;
+    use tower_service::Service;
+
+    use super::*;
+    use crate::broker::Ownership;
+    use crate::call::{Attempt, Call, Origin};
+    use crate::error::StoreError;
+    use crate::event::Event;
+    use crate::extract::{FromCall, Rejection, State};
+    use crate::outcome::BoxFuture;
+    use crate::store::{
+        Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, StoreAbilities, TakeOver,
+    };
+    use crate::topic::{Epoch, Partition, Place, Position, Text, Topic};
+
+    /// A store that only says what it can do: wiring never writes.
+    struct Blank;
+
+    fn refused<'a, T: Send + 'a>() -> BoxFuture<'a, Result<T, StoreError>> {
+        Box::pin(std::future::ready(Err(StoreError::Refused("wiring does not use the store".to_owned()))))
+    }
+
+    impl Store for Blank {
+        fn abilities(&self) -> StoreAbilities {
+            StoreAbilities::new(false)
+        }
+        fn take_over<'a>(&'a self, _: &'a Claim, _: Option<Position>) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
+            refused()
+        }
+        fn apply<'a>(&'a self, _: &'a Claim, _: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
+            refused()
+        }
+        fn bury<'a>(&'a self, _: &'a Text, _: &'a Partition, _: &'a [Row]) -> BoxFuture<'a, Result<(), StoreError>> {
+            refused()
+        }
+        fn due<'a>(
+            &'a self,
+            _: &'a Claim,
+            _: crate::clock::Timestamp,
+            _: usize,
+        ) -> BoxFuture<'a, Result<Due, StoreError>> {
+            refused()
+        }
+        fn browse<'a>(&'a self, _: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
+            refused()
+        }
+        fn command<'a>(&'a self, _: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
+            refused()
+        }
+        fn command_result(&self, _: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
+            refused()
+        }
+    }
+
+    fn app(router: Router) -> Result<App, WiringError> {
+        router.into_app(&Blank, Abilities::new(Ownership::Floor))
+    }
+
+    /// The mistake that the router is refused for.
+    fn mistake(router: Router) -> String {
+        app(router).err().unwrap().to_string()
+    }
+
+    fn here(line: u32) -> String {
+        format!("at {}:{line}:", file!())
+    }
+
+    async fn nothing() {}
+
+    /// The pattern whose route events of this type take.
+    fn way<'a>(app: &'a App, kind: &str) -> &'a str {
+        match app.find(kind) {
+            Found::Route(id) => app.route(id).pattern.as_str(),
+            Found::Unknown(_) => "",
+        }
+    }
+
+    async fn send(app: &App, kind: &str) -> bool {
+        let Found::Route(id) = app.find(kind) else { return false };
+        let partition = Partition { topic: Topic::from("orders"), index: 0 };
+        let origin = Arc::new(Origin { consumer: "shop".into(), partition, epoch: Epoch(1) });
+        let event = Arc::new(Event::raw(kind, "7"));
+        app.route(id).endpoint.call(Call::new(event, origin, Place::at(1), Attempt::fresh(1))).await.is_done()
+    }
+
+    #[test]
+    fn the_most_specific_pattern_wins_in_whatever_order_they_were_added() {
+        let patterns = [">", "order.>", "order.*", "order.*.late", "order.placed", "*.>"];
+        let table = [
+            ("order.placed", "order.placed"),
+            ("order.paid", "order.*"),
+            ("order.paid.late", "order.*.late"),
+            ("order.paid.early", "order.>"),
+            ("stock.low", "*.>"),
+            ("tick", ">"),
+        ];
+        for turn in 0..patterns.len() {
+            for reverse in [false, true] {
+                let mut order = patterns;
+                order.rotate_left(turn);
+                if reverse {
+                    order.reverse();
+                }
+                let app = app(order.iter().fold(Router::new(), |r, p| r.on(p, nothing))).unwrap();
+                for (kind, pattern) in table {
+                    assert_eq!(way(&app, kind), pattern, "{kind} among {order:?}");
+                }
+                assert!(app.patterns().map(Pattern::as_str).eq(order));
+            }
+        }
+    }
+
+    #[test]
+    fn a_type_without_a_route_is_a_dead_letter_unless_the_fallback_says_otherwise() {
+        let router = Router::new().on("order.*", nothing);
+        assert_eq!(app(router.clone()).unwrap().find("stock.low"), Found::Unknown(Unknown::DeadLetter));
+        let app = app(router.fallback(Unknown::Ignore)).unwrap();
+        assert_eq!(app.find("stock.low"), Found::Unknown(Unknown::Ignore));
+        assert!(matches!(app.find("order.placed"), Found::Route(_)));
+    }
+
+    #[test]
+    fn two_patterns_of_which_neither_is_more_specific_are_refused_with_both_lines() {
+        let first = line!() + 1;
+        let router = Router::new().on("order.*", nothing);
+        let text = mistake(router.on("*.placed", nothing));
+        assert!(text.contains("\"order.*\"") && text.contains("\"*.placed\"") && text.contains("narrower"), "{text}");
+        assert!(text.contains(&here(first)) && text.contains(&here(first + 1)), "{text}");
+    }
+
+    #[test]
+    fn the_same_pattern_twice_is_refused_with_both_lines() {
+        for pattern in ["order.placed", "order.*"] {
+            let first = line!() + 1;
+            let router = Router::new().on(pattern, nothing);
+            let text = mistake(router.merge(Router::new().on(pattern, nothing)));
+            assert!(text.contains("has two handlers") && text.contains(pattern), "{text}");
+            assert!(text.contains(&here(first)) && text.contains(&here(first + 1)), "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_line_of_the_call_that_made_them() {
+        let routes = || Router::new().on("a", nothing);
+        let first = line!() + 2;
+        let table = [
+            (routes().on("order.>.late", nothing), "`>` must be the last segment"),
+            (routes().nest("x", routes().on("", nothing)), "it is empty"),
+            (routes().nest("", routes()), "use `merge` for no prefix"),
+            (routes().nest("x.>", routes()), "`>` must be the last segment"),
+            (routes().nest("x", routes().fallback(Unknown::Park)), "set it on the outer router"),
+            (Router::new().layer(layer_fn(|next: Next| next)).on("a", nothing), "call `layer` after the routes"),
+            (routes().fallback(Unknown::Park).merge(Router::new().fallback(Unknown::Ignore)), "Park and Ignore"),
+        ];
+        for ((router, problem), line) in table.into_iter().zip(first..) {
+            let text = mistake(router);
+            assert!(text.contains(problem) && text.contains(&here(line)), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_router_is_refused() {
+        assert!(mistake(Router::new()).contains("has no routes"));
+    }
+
+    /// Needs a durable store.
+    struct Durable;
+
+    impl<S: Sync> FromCall<S> for Durable {
+        fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
+            assert!(wiring.state.is::<u8>(), "the state is the one given to the router");
+            let lacks = || WiringError::new("`Durable` needs a durable store");
+            wiring.store.abilities().durable.then_some(()).ok_or_else(lacks)
+        }
+
+        async fn from_call(_: &Call, _: &S) -> Result<Self, Rejection> {
+            Ok(Self)
+        }
+    }
+
+    #[test]
+    fn what_an_extractor_lacks_is_found_at_start_at_the_line_of_its_route() {
+        async fn handle(_: State<u8>, _: Result<Durable, crate::Error>) {}
+        let line = line!() + 1;
+        let text = mistake(Router::new().on("a", handle).layer(layer_fn(|n: Next| n)).with_state(7_u8));
+        assert!(text.contains("needs a durable store") && text.contains(&here(line)), "{text}");
+    }
+
+    #[test]
+    fn a_nested_router_hears_types_below_its_prefix() {
+        let order = Router::new().on("placed", nothing).on("*.late", nothing).on(">", nothing);
+        let app = app(Router::new().nest("shop.order", order).on("*", nothing)).unwrap();
+        assert_eq!(way(&app, "shop.order.placed"), "shop.order.placed");
+        assert_eq!(way(&app, "shop.order.paid.late"), "shop.order.*.late");
+        assert_eq!(way(&app, "shop.order.paid"), "shop.order.>");
+        assert_eq!((way(&app, "placed"), way(&app, "shop.order")), ("*", ""));
+    }
+
+    #[test]
+    fn the_nearest_policy_and_timeout_win_wherever_they_are_said() {
+        let secs = Duration::from_secs;
+        let inner = Router::new().timeout(secs(2)).on("own", nothing.timeout(secs(1))).on("router", nothing);
+        let merged = Router::new().on("merged", nothing.policy(Policy::fast()));
+        let outer = Router::new().nest("in", inner).timeout(secs(3)).policy(Policy::best_effort()).merge(merged);
+        let app = app(outer.on("late", nothing)).unwrap();
+        let table = [
+            ("in.own", 1, Policy::best_effort()),
+            ("in.router", 2, Policy::best_effort()),
+            ("merged", 3, Policy::fast()),
+            ("late", 3, Policy::best_effort()),
+        ];
+        for (kind, timeout, policy) in table {
+            let Found::Route(id) = app.find(kind) else { panic!("{kind}") };
+            let route = app.route(id);
+            assert_eq!(route.timeout, Some(secs(timeout)), "{kind}");
+            assert_eq!(route.policy.as_ref().map(|p| p.kind), Some(policy.kind), "{kind}");
+        }
+    }
+
+    #[test]
+    fn without_settings_a_route_leaves_them_to_the_consumer() {
+        let app = app(Router::new().on("a", nothing)).unwrap();
+        let Found::Route(id) = app.find("a") else { panic!() };
+        assert!(app.route(id).policy.is_none() && app.route(id).timeout.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_layer_wraps_the_routes_added_before_it_only() {
+        /// Counts the calls that pass.
+        #[derive(Clone)]
+        struct Count(Next, Arc<Mutex<usize>>);
+
+        impl Service<Call> for Count {
+            type Response = crate::Outcome;
+            type Error = std::convert::Infallible;
+            type Future = crate::layer::NextFuture;
+
+            fn poll_ready(
+                &mut self,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Result<(), std::convert::Infallible>> {
+                self.0.poll_ready(cx)
+            }
+
+            fn call(&mut self, call: Call) -> Self::Future {
+                *self.1.lock() += 1;
+                self.0.call(call)
+            }
+        }
+
+        let count = Arc::new(Mutex::new(0));
+        let layer = {
+            let count = Arc::clone(&count);
+            layer_fn(move |next| Count(next, Arc::clone(&count)))
+        };
+        let stateful = Router::new().on("bound", async |_: State<u8>| ()).with_state(7);
+        let router = Router::new().on("before", nothing).merge(stateful).layer(layer).on("after", nothing);
+        let app = app(router).unwrap();
+        for (kind, counted) in [("before", 1), ("bound", 2), ("after", 2)] {
+            assert!(send(&app, kind).await);
+            assert_eq!(*count.lock(), counted, "{kind}");
+        }
+    }
+
+    #[tokio::test]
+    async fn routers_with_states_of_their_own_merge() {
+        let sum = Arc::new(Mutex::new(0_u64));
+        let adds = |sum: &Arc<Mutex<u64>>| {
+            let sum = Arc::clone(sum);
+            async move |State(n): State<u64>| *sum.lock() += n
+        };
+        let one = Router::new().on("one", adds(&sum)).with_state(1_u64);
+        let ten = Router::new().on("ten", adds(&sum)).with_state(Arc::new(10_u64));
+        let app = app(one.merge(ten)).unwrap();
+        assert!(send(&app, "one").await && send(&app, "ten").await);
+        assert_eq!(*sum.lock(), 11);
     }
 }

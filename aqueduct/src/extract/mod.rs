@@ -21,9 +21,9 @@ pub use state::{Extension, FromState, State};
 /// `S` is the state given to [`Router::with_state`](crate::Router::with_state). Implement it for your own types by
 /// calling other extractors.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be an argument of a handler with state `{S}`",
+    message = "`{Self}` cannot be an argument of a handler",
     label = "this is not an extractor",
-    note = "arguments of a handler are extractors: `Json<T>` (T: DeserializeOwned), `Bytes`, `Event`, `Key`, `Headers`, `State<T>`, `Attempt`, `Deadline`, `Epoch`, or your own type that implements `FromCall`"
+    note = "arguments of a handler are extractors: `Json<T>` (T: DeserializeOwned), `Bytes`, `Event`, `Key`, `Headers`, `State<T>`, `Attempt`, `Deadline`, `Epoch`, or your own type that implements `FromCall<S>` for the router's state `S`"
 )]
 pub trait FromCall<S>: Sized + Send {
     /// Says what this extractor lacks in a service, at start, before the first event is fetched. Defaults to nothing.

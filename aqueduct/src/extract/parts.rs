@@ -81,16 +81,99 @@ impl Deadline {
 
 /// The value of an extractor or why there is none, for the handler to decide. A duplicate still ends the call, and a
 /// mistake in wiring is still one.
-impl<S: Sync, E: FromCall<S>> FromCall<S> for Result<E, Error> {
+impl<S: Sync, T: FromCall<S>> FromCall<S> for Result<T, Error> {
     fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
-        E::check(wiring)
+        T::check(wiring)
     }
 
     async fn from_call(call: &Call, state: &S) -> Result<Self, Rejection> {
-        match E::from_call(call, state).await {
+        match T::from_call(call, state).await {
             Ok(value) => Ok(Ok(value)),
             Err(Rejection::Failed(error)) => Ok(Err(error)),
             Err(Rejection::Duplicate) => Err(Rejection::Duplicate),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Origin;
+    use crate::error::Fault;
+    use crate::extract::{Extension, Json, State};
+    use crate::topic::{Partition, Place, Topic};
+
+    fn call(event: Event) -> Call {
+        let partition = Partition { topic: Topic::from("orders"), index: 0 };
+        let origin = Origin { consumer: "shop".into(), partition, epoch: Epoch(4) };
+        Call::new(Arc::new(event), Arc::new(origin), Place::at(1), Attempt::stored(3, true))
+    }
+
+    async fn take<E: FromCall<()>>(call: &Call) -> Result<E, Error> {
+        match E::from_call(call, &()).await {
+            Ok(value) => Ok(value),
+            Err(Rejection::Failed(error)) => Err(error),
+            Err(Rejection::Duplicate) => unreachable!("no store is involved"),
+        }
+    }
+
+    #[tokio::test]
+    async fn every_part_of_a_call_can_be_taken() {
+        let event = Event::raw("order.placed", "[7]").id("1").key("k").header("h", "v");
+        let call = call(event.clone());
+        assert_eq!(take::<Bytes>(&call).await.unwrap(), "[7]");
+        assert_eq!(take::<Event>(&call).await.unwrap(), event);
+        assert!(Arc::ptr_eq(&take::<Arc<Event>>(&call).await.unwrap(), call.event_arc()));
+        assert_eq!(take::<Headers>(&call).await.unwrap().text("h"), Some("v"));
+        assert_eq!(take::<Key>(&call).await.unwrap().as_str(), "k");
+        assert_eq!(take::<Option<Key>>(&call).await.unwrap(), Key::new("k"));
+        assert_eq!(take::<Attempt>(&call).await.unwrap(), Attempt::stored(3, true));
+        assert_eq!(take::<Epoch>(&call).await.unwrap(), Epoch(4));
+        assert_eq!(take::<Json<[u8; 1]>>(&call).await.unwrap(), Json([7]));
+    }
+
+    #[tokio::test]
+    async fn what_an_event_cannot_give_is_a_permanent_failure_that_names_it() {
+        let call = call(Event::raw("order.placed", "{\n  oops").id("o-1"));
+        let error = take::<Json<u32>>(&call).await.unwrap_err();
+        assert_eq!(error.fault(), Some(Fault::Permanent));
+        let text = error.to_string();
+        assert!(text.contains("\"order.placed\"") && text.contains("\"o-1\"") && text.contains("line"), "{text}");
+
+        let error = take::<Key>(&call).await.unwrap_err();
+        assert_eq!(error.fault(), Some(Fault::Permanent));
+        assert!(error.to_string().contains("\"o-1\" has no key"), "{error}");
+        assert_eq!(take::<Option<Key>>(&call).await.unwrap(), None);
+        assert!(take::<Result<Json<u32>, Error>>(&call).await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn an_extension_is_what_a_layer_has_left() {
+        let mut call = call(Event::raw("t", ""));
+        let error = take::<Extension<u8>>(&call).await.unwrap_err();
+        assert!(error.to_string().contains("`u8`") && error.fault().is_none(), "{error}");
+        assert_eq!(take::<Option<Extension<u8>>>(&call).await.unwrap(), None);
+        call.extensions_mut().insert(9_u8);
+        assert_eq!(take::<Extension<u8>>(&call).await.unwrap(), Extension(9));
+        assert_eq!(take::<Option<Extension<u8>>>(&call).await.unwrap(), Some(Extension(9)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_says_what_is_left() {
+        let none = take::<Deadline>(&call(Event::raw("t", ""))).await.unwrap();
+        assert_eq!(none.remaining(), None);
+        let call = call(Event::raw("t", "")).with_deadline(Instant::now() + Duration::from_secs(3));
+        let deadline = take::<Deadline>(&call).await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(deadline.remaining(), Some(Duration::from_secs(2)));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(deadline.remaining(), Some(Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn a_state_gives_itself_and_what_it_shares() {
+        let call = call(Event::raw("t", ""));
+        assert!(matches!(State::<u8>::from_call(&call, &7_u8).await, Ok(State(7))));
+        assert!(matches!(State::<u8>::from_call(&call, &Arc::new(7_u8)).await, Ok(State(7))));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::any::{Any, type_name};
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use super::{FromCall, Rejection};
 use crate::call::Call;
@@ -77,6 +78,14 @@ pub trait FromState<S> {
 impl<T: Clone> FromState<T> for T {
     fn from_state(state: &T) -> T {
         state.clone()
+    }
+}
+
+/// Out of a state that is shared. Having two ways to get a `T` also keeps the compiler from guessing the router's state,
+/// so that a forgotten `with_state` is reported in the words above.
+impl<T: Clone> FromState<Arc<T>> for T {
+    fn from_state(state: &Arc<T>) -> T {
+        T::clone(state)
     }
 }
 

@@ -1,4 +1,5 @@
 //! Integration tests: one binary, a file a promise.
 
+mod compile;
 mod format;
 mod memory;
