@@ -15,7 +15,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
         ["store", "sql", ..] => Some(("store/sql".into(), 4_000)),
-        ["format", name, ..] => Some((format!("format/{name}"), 400)),
+        ["format", name, ..] if name != "object" => Some((format!("format/{name}"), 400)),
         _ => Some(("the rest of the library".into(), 5_000)),
     }
 }

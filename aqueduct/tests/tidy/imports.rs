@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::{Source, blank, identifier, words};
 
-/// A path of the own crate that a file names: where, and the modules from the crate's root on.
+/// A module of the own crate that a file names: where, and its path from the crate's root on.
+#[derive(PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) offset: usize,
     pub(crate) path: Vec<String>,
@@ -52,6 +53,7 @@ impl Crate {
                 named.extend(absolute.map(|path| Named { offset, path: self.home(path) }));
             }
         }
+        named.dedup();
         named
     }
 

@@ -25,7 +25,7 @@ enum Area {
 }
 
 const TYPES: [&str; 9] = ["call", "clock", "error", "event", "headers", "message", "outcome", "telemetry", "topic"];
-const API: [&str; 5] = ["handler", "layer", "policy", "publish", "router"];
+const API: [&str; 6] = ["handler", "layer", "pattern", "policy", "publish", "router"];
 
 /// Imports that point sideways all the same: the file, the adapter's module, and why.
 const EXCEPTIONS: [(&str, &str, &str); 4] = [
@@ -40,7 +40,7 @@ fn area(module: &[String]) -> Option<Area> {
     Some(match names[..] {
         [] => Area::Root,
         [name] if TYPES.contains(&name) => Area::Types,
-        ["broker" | "store" | "format" | "extract"] | ["broker", "floor"] => Area::Port,
+        ["broker" | "store" | "format" | "extract"] | ["broker", "floor"] | ["format", "object"] => Area::Port,
         [port @ ("broker" | "store" | "format"), adapter, ..] => Area::Adapter(port.to_owned(), adapter.to_owned()),
         ["compat", ..] => Area::Compat,
         ["extract", ..] => Area::Api,

@@ -112,12 +112,32 @@ fn without_tests(code: &str) -> String {
     let mut live = code.to_owned();
     let mut from = 0;
     while let Some(at) = live[from..].find(CFG_TEST).map(|i| from + i) {
-        let end = item_end(&live, at + CFG_TEST.len());
+        let end = under_attribute_end(&live, at + CFG_TEST.len());
         let gap = blank(&live[at..end]);
         live.replace_range(at..end, &gap);
         from = end;
     }
     live
+}
+
+/// Where that ends which an attribute before `from` is about: an item, a statement, a field or a match arm.
+fn under_attribute_end(code: &str, from: usize) -> usize {
+    let text = code[from..].trim_start();
+    let start = code.len() - text.len();
+    let (mut depth, mut end) = (0_i32, code.len());
+    let until = match identifier(text) {
+        "let" => ';',
+        word if code[start + word.len()..].trim_start().starts_with(':') => ',',
+        _ => return item_end(code, from),
+    };
+    for (i, c) in text.char_indices() {
+        depth += i32::from(matches!(c, '(' | '[' | '{')) - i32::from(matches!(c, ')' | ']' | '}'));
+        if depth < 0 || depth == 0 && c == until {
+            end = start + i + usize::from(depth == 0);
+            break;
+        }
+    }
+    end
 }
 
 /// Where an item ends that begins at or after `from`: behind its block, or its semicolon.
@@ -317,6 +337,17 @@ mod lints {
             sources[0].live.contains("live") && sources[0].live.contains("more") && !sources[0].live.contains("t()")
         );
         assert_eq!((sources[0].live_lines(), sources[1].live_lines()), (3, 0));
+    }
+
+    #[test]
+    fn fields_and_statements_of_tests_are_no_live_code() {
+        let text =
+            "let a = A {\n#[cfg(test)]\nb: f(c, d),\ne: None };\n#[cfg(test)]\nlet g = if h { i } else { j };\nk();";
+        let live = Source::new("a.rs", text).live;
+        assert_eq!(
+            live.split_whitespace().collect::<Vec<_>>(),
+            ["let", "a", "=", "A", "{", "e:", "None", "};", "k();"]
+        );
     }
 
     #[test]
