@@ -1,0 +1,170 @@
+//! An import points down only.
+
+use crate::imports::Crate;
+use crate::source::{Finding, Source};
+
+/// The part of the library that a module belongs to, lowest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Area {
+    /// Level 0.
+    Types,
+    /// Level 1.
+    Port,
+    /// Level 2: a port's name and the adapter's.
+    Adapter(String, String),
+    /// Level 2: formats, names and tables of other libraries; sees every adapter.
+    Compat,
+    /// Level 2.
+    Api,
+    /// Level 3.
+    Engine,
+    /// Level 4.
+    Testing,
+    /// The index of the crate.
+    Root,
+}
+
+const TYPES: [&str; 9] = ["call", "clock", "error", "event", "headers", "message", "outcome", "telemetry", "topic"];
+const API: [&str; 6] = ["handler", "layer", "pattern", "policy", "publish", "router"];
+
+/// Imports that point sideways all the same: the file, the adapter's module, and why.
+const EXCEPTIONS: [(&str, &str, &str); 4] = [
+    ("engine/serve.rs", "format::cloudevents", "the default format of `Consumer`"),
+    ("engine/serve.rs", "store::memory", "the default store of `Consumer`"),
+    ("publish.rs", "format::cloudevents", "the default format of `Publisher`"),
+    ("broker/sqlite", "store::sql", "the embedded log lives in the SQL store's file"),
+];
+
+fn area(module: &[String]) -> Option<Area> {
+    let names: Vec<_> = module.iter().map(String::as_str).collect();
+    Some(match names[..] {
+        [] => Area::Root,
+        [name] if TYPES.contains(&name) => Area::Types,
+        ["broker" | "store" | "format" | "extract"] | ["broker", "floor"] | ["format", "object"] => Area::Port,
+        [port @ ("broker" | "store" | "format"), adapter, ..] => Area::Adapter(port.to_owned(), adapter.to_owned()),
+        ["compat", ..] => Area::Compat,
+        ["extract", ..] => Area::Api,
+        [name, ..] if API.contains(&name) => Area::Api,
+        ["engine", ..] => Area::Engine,
+        ["testing", ..] => Area::Testing,
+        _ => return None,
+    })
+}
+
+/// Whether a module of one area may name a module of another.
+fn may_name(from: &Area, to: &Area) -> bool {
+    use Area::{Adapter, Api, Compat, Engine, Port, Root, Testing, Types};
+    match from {
+        Types => matches!(to, Root | Types),
+        Port => matches!(to, Root | Types | Port),
+        Adapter(..) => matches!(to, Root | Types | Port) || from == to,
+        Compat => matches!(to, Root | Types | Port | Adapter(..) | Compat),
+        Api => matches!(to, Root | Types | Port | Api),
+        Engine => matches!(to, Root | Types | Port | Api | Engine),
+        Root | Testing => true,
+    }
+}
+
+pub(crate) fn check(sources: &[Source]) -> Vec<Finding> {
+    let library = Crate::new(sources);
+    let mut findings = Vec::new();
+    for source in sources {
+        let module: Vec<_> = source.module().into_iter().map(str::to_owned).collect();
+        let Some(from) = area(&module) else {
+            findings.push(
+                source
+                    .finding(0, "this module has no level: give it one in ARCHITECTURE.md and in tests/tidy/levels.rs"),
+            );
+            continue;
+        };
+        let mut excepted: Vec<_> = EXCEPTIONS.iter().filter(|e| source.path == e.0).collect();
+        for named in library.named(source) {
+            let home = named.path.join("::");
+            let except = |e: &(&str, &str, &str)| source.path.starts_with(e.0) && home.starts_with(e.1);
+            let forbidden = area(&named.path).is_some_and(|to| !may_name(&from, &to));
+            if forbidden && !EXCEPTIONS.iter().any(except) {
+                findings.push(source.finding(
+                    named.offset,
+                    format!("names `{home}`, and imports point down only: move what both need to a lower level"),
+                ));
+            }
+            excepted.retain(|e| !except(e));
+        }
+        for (_, target, reason) in excepted {
+            let what = format!("no longer names `{target}` ({reason}): take the exception out of tests/tidy/levels.rs");
+            findings.push(source.finding(0, what));
+        }
+    }
+    findings
+}
+
+mod lints {
+    use super::*;
+    use crate::source::planted;
+
+    /// A crate with a file of every area, and one more line in one of them.
+    fn found(file: &str, line: &str) -> Vec<String> {
+        let files = [
+            ("lib.rs", "pub mod broker; pub mod engine;\npub use broker::MemoryBroker;\npub use engine::Consumer;\n"),
+            ("event.rs", ""),
+            ("policy.rs", ""),
+            ("broker/mod.rs", "pub mod memory;\npub mod nats;\npub use memory::MemoryBroker;\n"),
+            ("broker/memory.rs", ""),
+            ("broker/nats.rs", ""),
+            ("engine/mod.rs", "mod serve;\npub use serve::Consumer;\n"),
+            ("engine/serve.rs", "use crate::format::CloudEvents;\nuse crate::store::memory::MemoryStore;\n"),
+            ("engine/lanes.rs", ""),
+            ("format/mod.rs", "pub use cloudevents::CloudEvents;\n"),
+            ("format/cloudevents.rs", ""),
+            ("store/mod.rs", ""),
+            ("store/memory.rs", ""),
+            ("testing/mod.rs", ""),
+        ];
+        let changed =
+            files.map(|(path, text)| (path, if path == file { format!("{text}{line}") } else { text.to_owned() }));
+        let borrowed: Vec<_> = changed.iter().map(|(p, t)| (*p, t.as_str())).collect();
+        check(&planted(&borrowed)).into_iter().map(|f| f.at).collect()
+    }
+
+    #[test]
+    fn downward_imports_pass() {
+        for (file, line) in [
+            ("engine/lanes.rs", "use crate::{event::Event, policy::Policy, broker::Broker};"),
+            ("broker/memory.rs", "use super::Broker;\nuse crate::event::Event;"),
+            ("testing/mod.rs", "use crate::{Consumer, MemoryBroker};"),
+            ("event.rs", "/// See [`Consumer`](crate::Consumer).\n#[cfg(test)]\nmod tests { use crate::Consumer; }"),
+        ] {
+            assert_eq!(found(file, line), [""; 0], "{file}: {line}");
+        }
+    }
+
+    #[test]
+    fn upward_and_sideways_imports_are_found() {
+        for (file, line) in [
+            ("event.rs", "use crate::broker::Broker;"),
+            ("event.rs", "use crate::Consumer;"),
+            ("event.rs", "fn f() { crate::policy::p() }"),
+            ("broker/memory.rs", "use super::nats::Nats;"),
+            ("broker/memory.rs", "use crate::{store::{self, memory::M}};"),
+            ("broker/memory.rs", "use crate::policy::Policy;"),
+            ("policy.rs", "use crate::engine::lanes::Lanes;"),
+            ("engine/lanes.rs", "use crate::MemoryBroker;"),
+            ("engine/serve.rs", "use crate::broker::memory::X;"),
+            ("engine/lanes.rs", "use crate::testing::TestApp;"),
+            ("store/mod.rs", "use memory::MemoryStore;"),
+        ] {
+            let at = found(file, line);
+            assert!(at.len() == 1 && at[0].starts_with(file), "{file}: {line}: {at:?}");
+        }
+    }
+
+    #[test]
+    fn an_exception_that_nothing_needs_is_found() {
+        assert_eq!(check(&planted(&[("engine/serve.rs", "use crate::event::Event;")])).len(), 2);
+    }
+
+    #[test]
+    fn a_module_without_a_level_is_found() {
+        assert_eq!(check(&planted(&[("things.rs", "")])).len(), 1);
+    }
+}
