@@ -110,7 +110,9 @@ mod tests {
     use std::time::Duration;
 
     use parking_lot::Mutex;
-    use tokio::sync::Semaphore;
+    use tokio::sync::{Semaphore, mpsc};
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
     use tower::ServiceBuilder;
     use tower::layer::layer_fn;
     use tower::limit::ConcurrencyLimitLayer;
@@ -177,31 +179,29 @@ mod tests {
         assert_eq!(error.fault(), None);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_limit_of_concurrency_holds_across_calls_of_one_route() {
-        let (running, gate) = (Arc::new(Mutex::new((0, 0))), Arc::new(Semaphore::new(0)));
+        let (entered, mut entries) = mpsc::unbounded_channel();
+        let gate = Arc::new(Semaphore::new(0));
         let waits = {
-            let (running, gate) = (Arc::clone(&running), Arc::clone(&gate));
+            let gate = Arc::clone(&gate);
             async move || {
-                {
-                    let mut r = running.lock();
-                    r.0 += 1;
-                    r.1 = r.0.max(r.1);
-                }
+                entered.send(()).unwrap();
                 gate.acquire().await.unwrap().forget();
-                running.lock().0 -= 1;
             }
         };
         let endpoint = endpoint(waits.layer(ConcurrencyLimitLayer::new(2)));
-        let calls: Vec<_> = (0..5).map(|_| tokio::spawn(endpoint.call(call()))).collect();
-        while running.lock().0 < 2 {
-            tokio::task::yield_now().await;
+        let mut calls: JoinSet<_> = (0..5).map(|_| endpoint.call(call())).collect();
+        // With the clock paused the second passes only when nothing else can move.
+        let second = Duration::from_secs(1);
+        for running in [2, 1, 1, 1, 0] {
+            for _ in 0..running {
+                timeout(second, entries.recv()).await.unwrap();
+            }
+            assert!(timeout(second, entries.recv()).await.is_err(), "the limit is two");
+            gate.add_permits(1);
+            assert!(calls.join_next().await.unwrap().unwrap().is_done());
         }
-        gate.add_permits(5);
-        for call in calls {
-            assert!(call.await.unwrap().is_done());
-        }
-        assert_eq!(*running.lock(), (0, 2));
     }
 
     #[tokio::test(start_paused = true)]
