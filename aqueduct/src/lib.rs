@@ -22,9 +22,11 @@ pub mod telemetry;
 pub mod testing;
 mod topic;
 
+pub use broker::MemoryBroker;
 pub use bytes::Bytes;
 pub use call::{Attempt, Call, Extensions, Loan, Origin, Scope};
 pub use clock::{Boot, Clock, Timestamp, TimestampError};
+pub use engine::{Consumer, Health, Serve, ServeError, serve_all};
 pub use error::{BoxError, BrokerError, Error, Fault, FaultExt, Result, StoreError, WiringError};
 pub use event::Event;
 pub use extract::{Deadline, Extension, FromCall, Json, State};
@@ -35,4 +37,5 @@ pub use message::Message;
 pub use outcome::{BoxFuture, IntoOutcome, Outcome, Unit};
 pub use policy::{Policy, defaults};
 pub use router::{Router, Unknown};
+pub use store::MemoryStore;
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};

@@ -54,6 +54,11 @@ impl Outcome {
         }
     }
 
+    /// How it ended, without a commit; a transaction that waits is rolled back.
+    pub fn into_result(self) -> Result<()> {
+        self.result
+    }
+
     /// True if a transaction waits to be committed.
     pub fn has_unit(&self) -> bool {
         self.unit.is_some()

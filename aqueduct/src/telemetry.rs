@@ -21,3 +21,117 @@
 //! |---|---|---|
 //! | `aqueduct.handle` | info | consumer, topic, type, id, attempt, trace_id, parent_id (the event's `traceparent`), link_trace_id, link_parent_id (retries and replays) |
 //! | `aqueduct.publish` | info | publisher, events |
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tracing::Span;
+
+use crate::call::Call;
+
+/// The metrics of one consumer, looked up once.
+pub(crate) struct ConsumerMetrics {
+    pub(crate) received: Counter,
+    pub(crate) parked: Counter,
+    pub(crate) dead: Counter,
+    pub(crate) dropped: Counter,
+    pub(crate) filtered: Counter,
+    pub(crate) store_errors: Counter,
+    pub(crate) broker_errors: Counter,
+    pub(crate) running: Gauge,
+    pub(crate) buffered: Gauge,
+    pub(crate) partitions: Gauge,
+    pub(crate) stuck: Gauge,
+    attempt_seconds: Histogram,
+    attempts: [Counter; 5],
+}
+
+/// How attempts end, as the label `outcome` says it.
+#[derive(Clone, Copy)]
+pub(crate) enum AttemptEnd {
+    Done,
+    Failed,
+    Panicked,
+    TimedOut,
+    Cancelled,
+}
+
+impl ConsumerMetrics {
+    pub(crate) fn new(consumer: &str) -> Self {
+        let name = consumer.to_owned();
+        let of = |metric: &'static str| counter!(metric, "consumer" => name.clone());
+        let level = |metric: &'static str| gauge!(metric, "consumer" => name.clone());
+        let attempts = |outcome| counter!("aqueduct_attempts_total", "consumer" => name.clone(), "outcome" => outcome);
+        Self {
+            received: of("aqueduct_received_total"),
+            parked: of("aqueduct_parked_total"),
+            dead: of("aqueduct_dead_total"),
+            dropped: of("aqueduct_dropped_total"),
+            filtered: of("aqueduct_filtered_total"),
+            store_errors: of("aqueduct_store_errors_total"),
+            broker_errors: of("aqueduct_broker_errors_total"),
+            running: level("aqueduct_running"),
+            buffered: level("aqueduct_buffered"),
+            partitions: level("aqueduct_partitions"),
+            stuck: level("aqueduct_stuck"),
+            attempt_seconds: histogram!("aqueduct_attempt_seconds", "consumer" => name.clone()),
+            attempts: ["done", "failed", "panicked", "timed_out", "cancelled"].map(attempts),
+        }
+    }
+
+    pub(crate) fn attempt(&self, end: AttemptEnd, took: Duration) {
+        self.attempts[end as usize].increment(1);
+        self.attempt_seconds.record(took.as_secs_f64());
+    }
+}
+
+/// The span of an attempt: the event's trace is its parent, or for retries and replays a link. Costs next to nothing
+/// while nobody listens.
+pub(crate) fn attempt_span(call: &Call) -> Span {
+    let (event, origin) = (call.event(), call.origin());
+    let span = tracing::info_span!(
+        "aqueduct.handle",
+        consumer = origin.consumer.as_str(),
+        topic = origin.partition.topic.as_str(),
+        r#type = event.kind.as_str(),
+        id = event.id.as_str(),
+        attempt = call.attempt().number,
+        trace_id = tracing::field::Empty,
+        parent_id = tracing::field::Empty,
+        link_trace_id = tracing::field::Empty,
+        link_parent_id = tracing::field::Empty,
+    );
+    if span.is_disabled() {
+        return span;
+    }
+    if let Some((trace, parent)) = event.headers.text("traceparent").and_then(traceparent) {
+        let first = call.attempt().number == 1 && !call.attempt().stored;
+        let names = if first { ["trace_id", "parent_id"] } else { ["link_trace_id", "link_parent_id"] };
+        span.record(names[0], trace).record(names[1], parent);
+    }
+    span
+}
+
+/// Trace id and parent id of a W3C `traceparent` header of version 00.
+fn traceparent(text: &str) -> Option<(&str, &str)> {
+    let mut parts = text.split('-');
+    let (version, trace, parent, _flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |s: &str, len| s.len() == len && s.bytes().all(|b| b.is_ascii_hexdigit()) && s.bytes().any(|b| b != b'0');
+    (version == "00" && hex(trace, 32) && hex(parent, 16)).then_some((trace, parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_read_or_ignored() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(traceparent(good), Some(("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")));
+        for bad in
+            ["", "00-1-2-3", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", &good.replace("00-4", "ff-4")]
+        {
+            assert_eq!(traceparent(bad), None, "{bad}");
+        }
+    }
+}

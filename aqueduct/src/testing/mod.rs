@@ -4,6 +4,7 @@
 //! factory made for it, and fails by panicking, as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a suite fails by panicking")]
 
+pub mod bench;
 pub mod broker_suite;
 pub mod format_suite;
 pub mod store_suite;

@@ -1,0 +1,250 @@
+//! Attempts: running handlers, never on the loop.
+//!
+//! Worker tasks take one event at a time, poll its handler once in place and spawn what is still pending: a spawn and the
+//! way back cost about a microsecond, and most handlers that only compute never need it. An attempt ends when its future
+//! has been dropped, not when its deadline passes; only then is the loop told.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::Span;
+
+use super::mailbox::{AbortOnDrop, Mailbox, Note};
+use super::owned::Guard;
+use super::runs::RunId;
+use super::tasks::Tasks;
+use crate::call::Call;
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::outcome::{BoxFuture, Outcome};
+use crate::router::{App, RouteId};
+use crate::telemetry;
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    Done,
+    Failed(Error),
+    Panicked(String),
+    TimedOut,
+    /// It was dropped because its lease had lapsed or its service stops; it does not count.
+    Cancelled,
+}
+
+/// An attempt to be made.
+pub(crate) struct Job {
+    pub(crate) run: RunId,
+    pub(crate) route: RouteId,
+    pub(crate) call: Call,
+    pub(crate) guard: Arc<Guard>,
+}
+
+/// What the loop and the workers share.
+pub(crate) struct Workers {
+    queue: Mutex<Queue>,
+    work: Notify,
+    pub(crate) app: Arc<App>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    clock: Clock,
+    tasks: Tasks,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    idle: usize,
+}
+
+impl Workers {
+    pub(crate) fn new(app: Arc<App>, mailbox: Arc<Mailbox>, clock: Clock, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self { queue: Mutex::default(), work: Notify::new(), app, mailbox, clock, tasks })
+    }
+
+    /// Starts as many workers as the runtime has threads: one that is blocked by its handler leaves the others.
+    pub(crate) fn start(self: &Arc<Self>) -> Vec<AbortOnDrop> {
+        let threads = tokio::runtime::Handle::current().metrics().num_workers().max(1);
+        (0..threads).map(|_| self.tasks.spawn(Arc::clone(self).work())).collect()
+    }
+
+    /// Hands jobs to the workers; `jobs` is left empty.
+    pub(crate) fn submit(&self, jobs: &mut Vec<Job>) {
+        let count = jobs.len();
+        let wake = {
+            let mut queue = self.queue.lock();
+            queue.jobs.extend(jobs.drain(..));
+            queue.idle.min(count)
+        };
+        (0..wake).for_each(|_| self.work.notify_one());
+    }
+
+    async fn work(self: Arc<Self>) {
+        loop {
+            let job = self.next().await;
+            // A woken loop may sit in this thread's own slot, from where no other thread takes it: let it run before a
+            // handler is polled that may block the thread.
+            if self.attempt(job) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn next(&self) -> Job {
+        loop {
+            let mut work = std::pin::pin!(self.work.notified());
+            let idle = {
+                let mut queue = self.queue.lock();
+                if let Some(job) = queue.jobs.pop_front() {
+                    return job;
+                }
+                queue.idle += 1;
+                // From here on a notification finds this worker, though it has not been polled yet.
+                work.as_mut().enable();
+                Idle(self)
+            };
+            work.await;
+            drop(idle);
+        }
+    }
+
+    /// Polls an attempt once. Answers true if a task was woken or spawned.
+    fn attempt(self: &Arc<Self>, job: Job) -> bool {
+        let (run, deadline) = (job.run, job.call.deadline());
+        let mut driven = Driven::new(&self.app, job, self.clock.clone());
+        match driven.poll_once(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ending) => {
+                drop(driven);
+                self.mailbox.push(Note::Ended { run, ending })
+            }
+            Poll::Pending => {
+                let report = Report { run, mailbox: Arc::clone(&self.mailbox), ending: Some(Ending::Cancelled) };
+                let task = self.tasks.spawn(Spawned { driven, report }.drive(deadline));
+                self.mailbox.push(Note::Spawned { run, task });
+                true
+            }
+        }
+    }
+}
+
+/// Counts a waiting worker, also when its task is dropped while it waits.
+struct Idle<'a>(&'a Workers);
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.queue.lock().idle -= 1;
+    }
+}
+
+/// An attempt with a task of its own. The future is dropped before the report is sent: fields are dropped in order.
+struct Spawned {
+    driven: Driven,
+    report: Report,
+}
+
+impl Spawned {
+    async fn drive(mut self, deadline: Option<Instant>) {
+        let ended = std::future::poll_fn(|cx| self.driven.poll_once(cx));
+        let ending = match deadline {
+            None => ended.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, ended).await.unwrap_or(Ending::TimedOut),
+        };
+        self.report.ending = Some(ending);
+    }
+}
+
+/// Tells the loop how an attempt ended, at the latest when it is dropped.
+struct Report {
+    run: RunId,
+    mailbox: Arc<Mailbox>,
+    ending: Option<Ending>,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if let Some(ending) = self.ending.take() {
+            self.mailbox.push(Note::Ended { run: self.run, ending });
+        }
+    }
+}
+
+/// A handler's future, then its commit; polled only while the lease holds.
+struct Driven {
+    stage: Stage,
+    guard: Arc<Guard>,
+    clock: Clock,
+    span: Span,
+}
+
+enum Stage {
+    Handler(BoxFuture<'static, Outcome>),
+    Commit(BoxFuture<'static, Result<()>>),
+    Ended,
+}
+
+impl Driven {
+    fn new(app: &App, job: Job, clock: Clock) -> Self {
+        let span = telemetry::attempt_span(&job.call);
+        let endpoint = &app.route(job.route).endpoint;
+        let begun = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| endpoint.call(job.call))));
+        let stage = match begun {
+            Ok(future) => Stage::Handler(future),
+            Err(panic) => Stage::Commit(Box::pin(std::future::ready(Err(Error::msg(panic_text(&*panic)))))),
+        };
+        Self { stage, guard: job.guard, clock, span }
+    }
+
+    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        if !self.guard.holds(&self.clock) {
+            return Poll::Ready(self.end(Ending::Cancelled));
+        }
+        let Self { stage, span, .. } = self;
+        match span.in_scope(|| catch_unwind(AssertUnwindSafe(|| stage.poll(cx)))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(Ok(()))) => Poll::Ready(self.end(Ending::Done)),
+            Ok(Poll::Ready(Err(error))) => Poll::Ready(self.end(Ending::Failed(error))),
+            Err(panic) => Poll::Ready(self.end(Ending::Panicked(panic_text(&*panic)))),
+        }
+    }
+
+    /// Drops the future: a handler that panics while it is dropped must not take the worker with it.
+    fn end(&mut self, ending: Ending) -> Ending {
+        let stage = std::mem::replace(&mut self.stage, Stage::Ended);
+        match catch_unwind(AssertUnwindSafe(|| drop(stage))) {
+            Ok(()) => ending,
+            Err(panic) => Ending::Panicked(panic_text(&*panic)),
+        }
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        let _ = self.end(Ending::Cancelled);
+    }
+}
+
+impl Stage {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if let Self::Handler(future) = self {
+            let Poll::Ready(outcome) = Pin::new(future).poll(cx) else { return Poll::Pending };
+            if !outcome.has_unit() {
+                return Poll::Ready(outcome.into_result());
+            }
+            *self = Self::Commit(Box::pin(outcome.commit()));
+        }
+        match self {
+            Self::Commit(future) => Pin::new(future).poll(cx),
+            Self::Handler(_) | Self::Ended => Poll::Ready(Err(Error::msg("an attempt was polled after its end"))),
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", text.unwrap_or("(no message)"))
+}

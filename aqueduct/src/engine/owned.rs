@@ -1,0 +1,241 @@
+//! What the engine knows about a partition that it owns.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::time::Instant;
+
+use super::item::Item;
+use super::lanes::LaneRef;
+use super::ledger::Ledger;
+use super::mailbox::AbortOnDrop;
+use super::writer::Writer;
+use crate::broker::{Lease, Settle};
+use crate::call::Origin;
+use crate::clock::{Boot, Clock, Timestamp};
+use crate::store::{Claim, CommandId, Failure};
+use crate::topic::{LaneId, Partition, Place, Position};
+
+/// A partition that is owned, with everything that is in hand of it.
+pub(crate) struct Owned {
+    pub(crate) partition: Partition,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) claim: Claim,
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) stage: Stage,
+    pub(crate) ledger: Ledger,
+    /// The keys whose events go to the store, because they have rows there.
+    pub(crate) parked: ParkedKeys,
+    pub(crate) writer: Writer,
+    pub(crate) due: DueState,
+    pub(crate) settling: Settling,
+    pub(crate) returned: Returned,
+    /// Events that found their lane full with no store to spill to; the partition is paused until they are in.
+    pub(crate) held: VecDeque<Item>,
+    /// Lanes that are ready but may not start now.
+    pub(crate) suspended: Vec<LaneRef>,
+    /// The lease has lapsed, and the running attempts have been told.
+    pub(crate) lapsed: bool,
+}
+
+/// The life of an ownership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The fence is being raised and the parked keys are being loaded: nothing is fetched.
+    Loading,
+    Open,
+    /// It is to be given up: nothing starts any more.
+    Draining {
+        until: Boot,
+    },
+    /// The broker is being told that it is given up.
+    Releasing,
+}
+
+/// Whether attempts may be polled.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    lease: Lease,
+    revoked: AtomicBool,
+}
+
+impl Guard {
+    pub(crate) fn new(lease: Lease) -> Arc<Self> {
+        Arc::new(Self { lease, revoked: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn holds(&self, clock: &Clock) -> bool {
+        !self.revoked.load(Ordering::Acquire) && self.lease.holds(clock)
+    }
+
+    /// Ends it for good.
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
+/// Keys with rows in the store.
+#[derive(Debug, Default)]
+pub(crate) struct ParkedKeys {
+    lanes: HashMap<LaneId, ParkedKey>,
+    marks: BTreeSet<(Position, LaneId)>,
+}
+
+/// What is known about a key with rows in the store.
+#[derive(Debug, Default, Clone, Copy)]
+struct ParkedKey {
+    /// It has parked rows or a dead letter that blocks.
+    holds: bool,
+    /// A dead or discarded row above the floor.
+    mark: Option<Position>,
+    /// Arrivals on their way to the store.
+    appends: u32,
+}
+
+impl ParkedKeys {
+    pub(crate) fn contains(&self, lane: LaneId) -> bool {
+        self.lanes.contains_key(&lane)
+    }
+
+    /// The key's events go to the store from now on.
+    pub(crate) fn close(&mut self, lane: LaneId, holds: bool, mark: Option<Position>) {
+        let key = self.lanes.entry(lane).or_default();
+        key.holds |= holds;
+        if let Some(mark) = mark {
+            key.mark = key.mark.max(Some(mark));
+            self.marks.insert((mark, lane));
+        }
+    }
+
+    pub(crate) fn append_begins(&mut self, lane: LaneId) {
+        self.lanes.entry(lane).or_default().appends += 1;
+    }
+
+    pub(crate) fn append_ends(&mut self, lane: LaneId) {
+        if let Some(key) = self.lanes.get_mut(&lane) {
+            key.appends = key.appends.saturating_sub(1);
+        }
+    }
+
+    /// The store's word on whether the lane is held.
+    pub(crate) fn holds(&mut self, lane: LaneId, holds: bool) {
+        if let Some(key) = self.lanes.get_mut(&lane) {
+            key.holds = holds;
+        }
+    }
+
+    /// Opens the key if nothing holds it: no row, no append in flight, no mark above the floor.
+    pub(crate) fn try_open(&mut self, lane: LaneId, mind_appends: bool) {
+        let open = |key: &ParkedKey| !key.holds && key.mark.is_none() && (key.appends == 0 || !mind_appends);
+        if self.lanes.get(&lane).is_some_and(open) {
+            self.lanes.remove(&lane);
+        }
+    }
+
+    /// Forgets the marks that the floor has passed; true if there were any.
+    pub(crate) fn floor_passes(&mut self, floor: Position) -> bool {
+        let mut any = false;
+        while let Some(&(position, lane)) = self.marks.first().filter(|(p, _)| *p <= floor) {
+            self.marks.pop_first();
+            any = true;
+            if let Some(key) = self.lanes.get_mut(&lane) {
+                key.mark = key.mark.filter(|mark| *mark > position);
+            }
+            self.try_open(lane, true);
+        }
+        any
+    }
+}
+
+/// When to ask the store what is due, and what of its rows is in memory.
+#[derive(Debug, Default)]
+pub(crate) struct DueState {
+    /// When the next head is due, as far as known.
+    pub(crate) next_at: Option<Timestamp>,
+    /// When to look for commands next.
+    pub(crate) poll_at: Option<Instant>,
+    pub(crate) asking: Option<AbortOnDrop>,
+    /// Rows that are in a lane in memory.
+    pub(crate) busy: BTreeSet<Place>,
+    /// Rows that changed while the store was being asked; its answer may show them as they were.
+    pub(crate) touched: BTreeSet<Place>,
+    /// Commands that are being carried out.
+    pub(crate) commands: BTreeSet<CommandId>,
+}
+
+impl DueState {
+    pub(crate) fn by(&mut self, at: Option<Timestamp>) {
+        self.next_at = match (self.next_at, at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+
+    /// A row has left memory.
+    pub(crate) fn leaves(&mut self, place: Place) {
+        self.busy.remove(&place);
+        if self.asking.is_some() {
+            self.touched.insert(place);
+        }
+    }
+}
+
+/// What the broker is to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Settling {
+    pub(crate) settles: Vec<Settle>,
+    /// Settled deliveries that the broker does not know of yet.
+    pub(crate) count: usize,
+    pub(crate) flush_at: Option<Instant>,
+    pub(crate) in_flight: Option<(AbortOnDrop, Arc<Vec<Settle>>)>,
+    pub(crate) told_floor: Option<Position>,
+    /// The last try to tell the broker failed; the next one waits.
+    pub(crate) failed: bool,
+}
+
+/// Deliveries given back to a broker that acks one by one.
+#[derive(Debug, Default)]
+pub(crate) struct Returned {
+    /// By key, what has not come again: the key is closed above the lowest.
+    pub(crate) lanes: BTreeMap<LaneId, BTreeSet<Place>>,
+    /// What was tried on them.
+    pub(crate) tries: BTreeMap<Place, (u32, Vec<Failure>)>,
+}
+
+impl Returned {
+    /// An event of a lane arrives: true if it must be given back too, because one before it has not come again.
+    pub(crate) fn closed_for(&mut self, lane: LaneId, place: Place) -> bool {
+        let Some(places) = self.lanes.get_mut(&lane) else { return false };
+        if places.first().is_some_and(|lowest| place > *lowest) {
+            places.insert(place);
+            return true;
+        }
+        places.remove(&place);
+        if places.is_empty() {
+            self.lanes.remove(&lane);
+        }
+        false
+    }
+}
+
+impl Owned {
+    /// True if the broker knows everything that is settled.
+    pub(crate) fn is_told(&self) -> bool {
+        self.settling.settles.is_empty() && self.settling.in_flight.is_none() && self.settling.flush_at.is_none()
+    }
+
+    /// True while new attempts may start.
+    pub(crate) fn may_start(&self, clock: &Clock) -> bool {
+        self.stage == Stage::Open && self.guard.holds(clock)
+    }
+
+    /// True while deliveries may be fetched.
+    pub(crate) fn may_fetch(&self, above_floor_max: usize) -> bool {
+        self.stage == Stage::Open && self.held.is_empty() && self.ledger.above_floor() < above_floor_max
+    }
+}

@@ -1,0 +1,162 @@
+//! The graceful stop, in phases: fetch nothing more; let what runs finish; cancel it; write and settle; leave.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::core::Core;
+use super::lanes::LaneKey;
+use super::mailbox::Note;
+use super::owned::Stage;
+use super::serve::ServeError;
+use crate::broker::Ownership;
+
+/// How far the stop has come.
+#[derive(Debug, Default)]
+pub(super) struct Stop {
+    asked: Option<Instant>,
+    cancelled: bool,
+    returned: bool,
+    over: bool,
+    abandoned: usize,
+}
+
+impl Stop {
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+}
+
+impl Core {
+    pub(super) fn begin_stop(&mut self) {
+        let now = Instant::now();
+        tracing::info!(consumer = %self.settings.name, running = self.scheduler.running(), "stopping");
+        self.stop.asked = Some(now);
+        self.health.stopping();
+        self.wake_by(now);
+    }
+
+    /// The next phase, if it is time.
+    pub(super) fn stop_goes_on(&mut self, now: Instant) {
+        let Some(asked) = self.stop.asked else { return };
+        let shutdown = self.settings.shutdown;
+        let (cancel_at, end_at) = (asked + shutdown.mul_f64(0.8), asked + shutdown);
+        if self.scheduler.running() > 0 && now >= cancel_at && !self.stop.cancelled {
+            self.stop.cancelled = true;
+            tracing::warn!(
+                running = self.scheduler.running(),
+                "the time to finish is over; running attempts are cancelled"
+            );
+            self.runs.iter_mut().for_each(|run| run.task = None);
+        }
+        if self.scheduler.running() == 0 && !self.stop.returned {
+            self.stop.returned = true;
+            self.return_everything();
+        }
+        let slots: Vec<u32> = self.owned.keys().copied().collect();
+        for slot in slots {
+            self.flush_now(slot, now);
+        }
+        let settled = self.owned.values().all(|o| o.writer.is_idle() && o.is_told());
+        if self.stop.returned && settled || now >= end_at {
+            self.stop.abandoned = self.scheduler.running();
+            self.stop.over = true;
+        } else {
+            self.wake_by(if now < cancel_at { cancel_at } else { end_at });
+        }
+    }
+
+    /// Everything that was not started goes back, each lane from its head on.
+    fn return_everything(&mut self) {
+        if self.ownership == Ownership::Floor {
+            return;
+        }
+        let tickets: Vec<_> =
+            self.owned.iter().flat_map(|(slot, o)| o.ledger.open().map(|t| (*slot, t)).collect::<Vec<_>>()).collect();
+        for (slot, ticket) in tickets {
+            // What is on its way to the store is settled when it has arrived.
+            if self.owned.get(&slot).is_some_and(|o| !o.writer.carries(ticket.position)) {
+                let place = crate::topic::Place { position: ticket.position, index: 0 };
+                self.return_delivery(slot, place, Duration::ZERO);
+            }
+        }
+    }
+
+    fn flush_now(&mut self, slot: u32, now: Instant) {
+        if let Some(owned) = self.owned.get_mut(&slot).filter(|o| o.settling.flush_at.is_some() && !o.settling.failed) {
+            owned.settling.flush_at = Some(now);
+            self.flush(slot, now);
+        }
+    }
+
+    /// The last phase: partitions go to others at once.
+    pub(super) async fn leave(self) -> Result<(), ServeError> {
+        let rest = Duration::from_secs(5).min(self.settings.shutdown);
+        match tokio::time::timeout(rest, self.membership.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the broker was not told of the leave; it will find out by itself")
+            }
+            Err(_) => tracing::warn!("the broker did not answer the leave in time; it will find out by itself"),
+        }
+        self.health.stopped();
+        match self.stop.abandoned {
+            0 => Ok(()),
+            running => Err(ServeError::Abandoned { running }),
+        }
+    }
+
+    /// A partition that is to be given up is released when nothing of it runs and all is written and settled.
+    pub(super) fn drain_partition(&mut self, slot: u32) {
+        let Some(owned) = self.owned.get(&slot) else { return };
+        let Stage::Draining { until } = owned.stage else { return };
+        let now = Instant::now();
+        let left = until.since(self.clock.boot());
+        if self.runs.of_slot(slot) > 0 {
+            if left <= self.settings.shutdown.mul_f64(0.2) {
+                self.cancel_runs(slot);
+            }
+            return self.wake_by(now + left.clamp(Duration::from_millis(20), Duration::from_secs(1)));
+        }
+        self.flush_now(slot, now);
+        let Some(owned) = self.owned.get_mut(&slot) else { return };
+        if !(owned.writer.is_idle() && owned.is_told()) && !left.is_zero() {
+            return self.wake_by(now + left.clamp(Duration::from_millis(20), Duration::from_secs(1)));
+        }
+        if self.ownership != Ownership::Floor {
+            self.return_lanes(slot);
+        }
+        let Some(owned) = self.owned.get_mut(&slot) else { return };
+        owned.stage = Stage::Releasing;
+        let (membership, mailbox, partition) = (self.membership.clone(), self.mailbox.clone(), owned.partition.clone());
+        self.errands.push(self.tasks.spawn(async move {
+            if let Err(error) = membership.release(&partition, None).await {
+                tracing::warn!(%partition, %error, "the broker was not told that a partition is given up");
+            }
+            mailbox.push(Note::Released { slot });
+        }));
+    }
+
+    /// The broker knows that a partition is given up.
+    pub(super) fn released(&mut self, slot: u32) {
+        self.drop_partition(slot);
+    }
+
+    /// Forgets the lanes of a partition that is about to be released; their deliveries come again to its next owner.
+    fn return_lanes(&mut self, slot: u32) {
+        for lane in self.lanes.of_slot(slot) {
+            let Some((LaneKey { slot, .. }, _)) = self.lanes.look(lane) else { continue };
+            for item in self.lanes.take(lane) {
+                if item.stored.is_some() {
+                    self.forget_row(slot, item.place);
+                } else {
+                    self.buffered -= 1;
+                }
+            }
+        }
+    }
+}
