@@ -23,21 +23,21 @@ pub mod defaults {
     /// The wait before the first parked attempt; it doubles.
     pub const PARKED_DELAY: Duration = Duration::from_secs(1);
     /// The longest wait between parked attempts.
-    pub const PARKED_DELAY_MAX: Duration = Duration::from_secs(3_600);
+    pub const PARKED_DELAY_MAX: Duration = Duration::from_hours(1);
     /// The longest [`PARKED_DELAY_MAX`] that can be set. Fixed.
-    pub const PARKED_DELAY_LIMIT: Duration = Duration::from_secs(86_400);
+    pub const PARKED_DELAY_LIMIT: Duration = Duration::from_hours(24);
     /// Parked attempts before an event is dead.
     pub const PARKED_ATTEMPTS: u32 = 20;
     /// How long one attempt may take.
     pub const TIMEOUT: Duration = Duration::from_secs(30);
     /// A running attempt is reported as stuck after this.
-    pub const STALL: Duration = Duration::from_secs(300);
+    pub const STALL: Duration = Duration::from_mins(5);
     /// How long a graceful stop may take: four fifths of it to finish, the rest to clean up after what was cancelled.
     pub const SHUTDOWN: Duration = Duration::from_secs(30);
     /// Positions above the floor of a partition before it waits. Fixed.
     pub const ABOVE_FLOOR: usize = 65_536;
     /// The longest time for which a delivery is extended. Fixed.
-    pub const EXTEND_MAX: Duration = Duration::from_secs(86_400);
+    pub const EXTEND_MAX: Duration = Duration::from_hours(24);
     /// How often the store is asked for operators' commands. Fixed.
     pub const COMMAND_POLL: Duration = Duration::from_secs(1);
 }

@@ -39,6 +39,24 @@ pub trait Broker: Send + Sync + 'static {
     fn join(&self, subscription: Subscription) -> BoxFuture<'_, Result<Arc<dyn Membership>, BrokerError>>;
 }
 
+impl<B: Broker + ?Sized> Broker for Arc<B> {
+    fn abilities(&self) -> Abilities {
+        (**self).abilities()
+    }
+
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Vec<Result<Receipt, BrokerError>>> {
+        (**self).publish(messages)
+    }
+
+    fn check_topic<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<(), BrokerError>> {
+        (**self).check_topic(topic)
+    }
+
+    fn join(&self, subscription: Subscription) -> BoxFuture<'_, Result<Arc<dyn Membership>, BrokerError>> {
+        (**self).join(subscription)
+    }
+}
+
 /// What a broker can do; the engine and the conformance suite adapt to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -9,6 +9,7 @@ use super::core::Core;
 use super::item::Target;
 use super::lanes::{Head, LaneKey, LaneRef};
 use super::mailbox::Note;
+use super::owned::Stage;
 use super::planted::Planted;
 use super::settle::{Case, End, Step, settle};
 use super::writer::After;
@@ -83,7 +84,7 @@ impl Core {
 
     /// Holds the key in memory, without a permit.
     fn wait(&mut self, lane: LaneRef, delay: Duration) {
-        let at = Instant::now() + delay;
+        let at = self.now + delay;
         self.lanes.set(lane, Head::Waiting);
         self.scheduler.delay(lane, at);
         self.wake_by(at);
@@ -226,11 +227,10 @@ impl Core {
                 continue;
             }
             self.buffered -= 1;
-            if self.ownership == Ownership::AckEach && !self.planted(Planted::HeadWithoutTail) {
-                if let Some(owned) = self.owned.get_mut(&key.slot) {
-                    owned.returned.lanes.entry(key.lane).or_default().insert(item.place);
-                    owned.returned.tries.insert(item.place, (item.attempts, item.failures));
-                }
+            let ordered = self.ownership == Ownership::AckEach && !self.planted(Planted::HeadWithoutTail);
+            if let Some(owned) = self.owned.get_mut(&key.slot).filter(|_| ordered) {
+                owned.returned.lanes.entry(key.lane).or_default().insert(item.place);
+                owned.returned.tries.insert(item.place, (item.attempts, item.failures));
             }
             self.return_delivery(key.slot, item.place, delay);
         }
@@ -297,7 +297,7 @@ impl Core {
     pub(super) fn settle_soon(&mut self, slot: u32) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         owned.settling.count += 1;
-        let now = Instant::now();
+        let now = self.now;
         if owned.settling.count >= SETTLES {
             owned.settling.flush_at = Some(now);
             self.flush(slot, now);
@@ -366,11 +366,14 @@ impl Core {
                 let again: Vec<Settle> = settles.iter().filter(|s| !matches!(s, Settle::Floor(_))).copied().collect();
                 owned.settling.settles.splice(0..0, again);
                 owned.settling.count += 1;
-                let at = Instant::now() + Duration::from_millis(100) + self.clock.jitter(Duration::from_millis(200));
+                let at = self.now + Duration::from_millis(100) + self.clock.jitter(Duration::from_millis(200));
                 owned.settling.flush_at = Some(at);
                 self.wake_by(at);
             }
         }
-        self.wake_by(Instant::now());
+        self.flush(slot, self.now);
+        if self.stop.is_asked() || self.owned.get(&slot).is_some_and(|o| o.stage != Stage::Open) {
+            self.soon();
+        }
     }
 }

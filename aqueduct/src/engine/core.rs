@@ -58,13 +58,19 @@ pub(crate) struct Core {
     pub(super) stop: Stop,
     /// Calls to the broker and the store that nobody waits for any more.
     pub(super) errands: Vec<AbortOnDrop>,
+    /// When the loop last looked at the clock.
+    pub(super) now: Instant,
     next_tick: Instant,
+    report_at: Instant,
     fetch_failures: u32,
     fetch_at: Option<Instant>,
     notes: Vec<Note>,
     jobs: Vec<Job>,
     _background: Vec<AbortOnDrop>,
 }
+
+/// How often gauges and health are brought up to date.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 /// What wakes the loop.
 enum Event {
@@ -97,7 +103,9 @@ impl Core {
             buffered: 0,
             stored_in_memory: 0,
             errands: Vec::new(),
+            now: Instant::now(),
             next_tick: Instant::now(),
+            report_at: Instant::now(),
             fetch_failures: 0,
             fetch_at: None,
             notes: Vec::new(),
@@ -119,8 +127,9 @@ impl Core {
     /// Runs until stopped, or until the broker refuses for good.
     pub(super) async fn run(mut self, mut stop_signal: BoxFuture<'static, ()>) -> Result<(), ServeError> {
         loop {
-            self.read_notes();
             let now = Instant::now();
+            self.now = now;
+            self.read_notes();
             if now >= self.next_tick {
                 self.tick(now);
             }
@@ -165,7 +174,7 @@ impl Core {
                 self.metrics.broker_errors.increment(1);
                 self.fetch_failures += 1;
                 let wait = Duration::from_millis(50 << self.fetch_failures.min(6));
-                let at = Instant::now() + self.clock.jitter(wait);
+                let at = self.now + self.clock.jitter(wait);
                 self.fetch_at = Some(at);
                 self.wake_by(at);
                 tracing::warn!(%error, "the broker gives nothing; it is asked again");
@@ -179,6 +188,11 @@ impl Core {
     /// The loop looks at its timers by then at the latest.
     pub(super) fn wake_by(&mut self, at: Instant) {
         self.next_tick = self.next_tick.min(at);
+    }
+
+    /// The loop looks at its timers before it waits again.
+    pub(super) fn soon(&mut self) {
+        self.wake_by(self.now);
     }
 
     fn read_notes(&mut self) {
@@ -217,9 +231,12 @@ impl Core {
         for slot in slots {
             self.tick_partition(slot, now);
         }
-        self.report_stuck(now);
         self.stop_goes_on(now);
-        self.report();
+        if now >= self.report_at {
+            self.report_at = now + REPORT_EVERY;
+            self.report_stuck(now);
+            self.report();
+        }
     }
 
     fn tick_partition(&mut self, slot: u32, now: Instant) {
@@ -325,10 +342,10 @@ impl Core {
     fn ended(&mut self, id: RunId, ending: Ending) {
         let Some(run) = self.runs.end(id) else { return };
         self.scheduler.finish();
-        let took = run.began.elapsed();
+        let took = self.now.duration_since(run.began);
         self.metrics.attempt(ending.label(), took);
         if run.orphan.is_some() {
-            self.wake_by(Instant::now());
+            self.soon();
             return;
         }
         let (key, lane) = (run.key, run.lane);
@@ -354,7 +371,7 @@ impl Core {
         } else {
             self.lanes.set(lane, Head::Suspended);
             owned.suspended.push(lane);
-            self.wake_by(Instant::now());
+            self.soon();
         }
     }
 

@@ -78,7 +78,7 @@ impl Core {
                     .by(Some(now.after(Duration::from_millis(200) + self.clock.jitter(Duration::from_millis(300)))));
             }
         }
-        self.wake_by(Instant::now());
+        self.soon();
     }
 
     /// Puts a row into its lane, unless it is there, or has changed since the store looked.
@@ -157,6 +157,6 @@ impl Core {
             owned.parked.try_open(lane, true);
         }
         owned.due.by(Some(now));
-        self.wake_by(Instant::now());
+        self.soon();
     }
 }

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::core::Core;
 use super::item::{Item, Target};
 use super::lanes::{Head, LaneKey, LaneRef};
@@ -30,7 +28,9 @@ impl Core {
             Arrival::Batch { partition, deliveries } => {
                 if let Some(&slot) = self.slots.get(&partition) {
                     self.metrics.received.increment(deliveries.len() as u64);
-                    deliveries.into_iter().for_each(|delivery| self.delivered(slot, delivery));
+                    for delivery in deliveries {
+                        self.delivered(slot, delivery);
+                    }
                     self.bound_floor(slot);
                 }
             }
@@ -40,7 +40,7 @@ impl Core {
                         owned.stage = Stage::Draining { until };
                     }
                     self.update_paused();
-                    self.wake_by(Instant::now());
+                    self.soon();
                 }
             }
             Arrival::Lost { partition } => {
@@ -76,7 +76,7 @@ impl Core {
             lapsed: false,
         });
         self.update_paused();
-        self.wake_by(Instant::now());
+        self.soon();
         if loads {
             self.take_over(slot);
         }
@@ -109,14 +109,14 @@ impl Core {
                 }
                 self.health.store_well(&owned.partition);
                 self.update_paused();
-                self.wake_by(Instant::now());
+                self.soon();
             }
             Err(StoreError::Fenced { held, .. }) => self.give_up_partition(slot, Some(held)),
             Err(error) => {
                 self.metrics.store_errors.increment(1);
                 tracing::warn!(partition = %owned.partition, %error, "the partition does not start: the store cannot be read");
                 self.health.store_failing(&owned.partition, &error);
-                let at = Instant::now()
+                let at = self.now
                     + std::time::Duration::from_millis(200)
                     + self.clock.jitter(std::time::Duration::from_millis(300));
                 owned.writer.retry_at = Some(at);

@@ -39,8 +39,8 @@ pub(crate) enum Head {
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
     by_key: HashMap<LaneKey, u32, BuildHasherDefault<LaneHasher>>,
-    lanes: Vec<Lane>,
-    free_lanes: Vec<u32>,
+    all: Vec<Lane>,
+    free: Vec<u32>,
     nodes: Vec<Node>,
     free_node: u32,
     len: usize,
@@ -70,7 +70,7 @@ impl Lanes {
         let node = self.new_node(item);
         self.len += 1;
         if let Some(&index) = self.by_key.get(&key) {
-            let lane = &mut self.lanes[index as usize];
+            let lane = &mut self.all[index as usize];
             let last = std::mem::replace(&mut lane.last, node);
             lane.len += 1;
             self.nodes[last as usize].next = node;
@@ -78,13 +78,13 @@ impl Lanes {
         }
         let index = self.new_lane(key, node);
         self.by_key.insert(key, index);
-        Some(LaneRef { index, generation: self.lanes[index as usize].generation })
+        Some(LaneRef { index, generation: self.all[index as usize].generation })
     }
 
     /// The lane of this name.
     pub(crate) fn find(&self, key: LaneKey) -> Option<LaneRef> {
         let index = *self.by_key.get(&key)?;
-        Some(LaneRef { index, generation: self.lanes[index as usize].generation })
+        Some(LaneRef { index, generation: self.all[index as usize].generation })
     }
 
     /// The lane's name and what its head is doing; none if the lane is gone.
@@ -94,7 +94,7 @@ impl Lanes {
 
     /// Says what the head is doing now.
     pub(crate) fn set(&mut self, lane: LaneRef, head: Head) {
-        if let Some(l) = self.lanes.get_mut(lane.index as usize).filter(|l| l.generation == lane.generation) {
+        if let Some(l) = self.all.get_mut(lane.index as usize).filter(|l| l.generation == lane.generation) {
             l.head = head;
         }
     }
@@ -114,7 +114,7 @@ impl Lanes {
     pub(crate) fn pop(&mut self, lane: LaneRef) -> Option<Item> {
         let first = self.get(lane)?.first;
         let (item, next) = self.drop_node(first);
-        let l = &mut self.lanes[lane.index as usize];
+        let l = &mut self.all[lane.index as usize];
         l.first = next;
         l.len -= 1;
         l.head = Head::Waiting;
@@ -149,14 +149,14 @@ impl Lanes {
             node = next;
         }
         self.nodes[first as usize].next = NONE;
-        let l = &mut self.lanes[lane.index as usize];
+        let l = &mut self.all[lane.index as usize];
         (l.last, l.len) = (first, 1);
         items
     }
 
     /// All lanes of a partition, in the order of their place in memory.
     pub(crate) fn of_slot(&self, slot: u32) -> Vec<LaneRef> {
-        let lanes = self.lanes.iter().enumerate().filter(|(_, l)| l.len > 0 && l.key.slot == slot);
+        let lanes = self.all.iter().enumerate().filter(|(_, l)| l.len > 0 && l.key.slot == slot);
         lanes.filter_map(|(i, l)| Some(LaneRef { index: u32::try_from(i).ok()?, generation: l.generation })).collect()
     }
 
@@ -167,26 +167,26 @@ impl Lanes {
     }
 
     fn get(&self, lane: LaneRef) -> Option<&Lane> {
-        self.lanes.get(lane.index as usize).filter(|l| l.generation == lane.generation && l.len > 0)
+        self.all.get(lane.index as usize).filter(|l| l.generation == lane.generation && l.len > 0)
     }
 
     fn new_lane(&mut self, key: LaneKey, node: u32) -> u32 {
-        let index = self.free_lanes.pop().unwrap_or_else(|| {
-            self.lanes.push(Lane { key, generation: 0, first: NONE, last: NONE, len: 0, head: Head::Waiting });
-            index_of(self.lanes.len() - 1)
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.all.push(Lane { key, generation: 0, first: NONE, last: NONE, len: 0, head: Head::Waiting });
+            index_of(self.all.len() - 1)
         });
-        let lane = &mut self.lanes[index as usize];
+        let lane = &mut self.all[index as usize];
         lane.key = key;
         (lane.first, lane.last, lane.len, lane.head) = (node, node, 1, Head::Waiting);
         index
     }
 
     fn drop_lane(&mut self, index: u32) {
-        let lane = &mut self.lanes[index as usize];
+        let lane = &mut self.all[index as usize];
         lane.generation = lane.generation.wrapping_add(1);
         let key = lane.key;
         self.by_key.remove(&key);
-        self.free_lanes.push(index);
+        self.free.push(index);
     }
 
     fn new_node(&mut self, item: Item) -> u32 {

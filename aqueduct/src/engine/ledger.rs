@@ -162,14 +162,17 @@ impl Ledger {
         }
     }
 
-    /// Positions mostly arrive at the end and settle near the front, so both ends are tried first.
+    /// Positions mostly arrive at the end and leave no gaps, so the end and the place without gaps are tried first.
     fn find(&self, position: Position) -> Result<usize, usize> {
-        match (self.seats.front(), self.seats.back()) {
-            (Some(first), _) if first.ticket.position == position => Ok(0),
-            (_, Some(last)) if last.ticket.position < position => Err(self.seats.len()),
-            (None, _) => Err(0),
-            _ => self.seats.binary_search_by_key(&position, |s| s.ticket.position),
+        let (Some(first), Some(last)) = (self.seats.front(), self.seats.back()) else { return Err(0) };
+        if last.ticket.position < position {
+            return Err(self.seats.len());
         }
+        let guess = usize::try_from(position.0.saturating_sub(first.ticket.position.0)).unwrap_or(usize::MAX);
+        if self.seats.get(guess).is_some_and(|s| s.ticket.position == position) {
+            return Ok(guess);
+        }
+        self.seats.binary_search_by_key(&position, |s| s.ticket.position)
     }
 
     fn seat_mut(&mut self, position: Position) -> Option<&mut Seat> {

@@ -70,7 +70,7 @@ pub(super) struct Settings {
 impl Settings {
     /// True if an event is to be settled without a handler.
     pub(super) fn filters_out(&self, event: &Event) -> bool {
-        self.skip_sources.iter().any(|source| *source == event.source)
+        self.skip_sources.contains(&event.source)
             || !(self.types.is_empty() || self.types.iter().any(|types| types.matches(event.kind.as_str())))
     }
 }
@@ -279,6 +279,7 @@ impl Serve {
         let abilities = consumer.broker.abilities();
         let store_abilities = consumer.store.abilities();
         let app = Arc::new(router.into_app(&*consumer.store, abilities).map_err(|e| e.at(at))?);
+        consumer.check_types(&app, at)?;
         health.joining();
         for topic in &consumer.topics {
             consumer.broker.check_topic(topic).await?;
@@ -298,6 +299,14 @@ impl Serve {
 }
 
 impl Consumer {
+    /// A type that is asked for and has no route is a mistake.
+    fn check_types(&self, app: &App, at: &'static std::panic::Location<'static>) -> Result<(), WiringError> {
+        let routed = |types: &&Pattern| !app.patterns().any(|pattern| pattern.overlaps(types));
+        let Some(types) = self.settings.types.iter().find(routed) else { return Ok(()) };
+        let text = format!("no route for the type {:?} of `Consumer::types`: add one with `Router::on`, or leave the type out", types.as_str());
+        Err(WiringError::new(text).at(at))
+    }
+
     fn core(self, app: Arc<App>, membership: Arc<dyn Membership>, health: Health, has_store: bool) -> Core {
         #[cfg(any(test, feature = "testing"))]
         let tasks = Tasks::gated(self.gate);

@@ -33,7 +33,7 @@ impl Stop {
 
 impl Core {
     pub(super) fn begin_stop(&mut self) {
-        let now = Instant::now();
+        let now = self.now;
         tracing::info!(consumer = %self.settings.name, running = self.scheduler.running(), "stopping");
         self.stop.asked = Some(now);
         self.health.stopping();
@@ -99,7 +99,7 @@ impl Core {
         match tokio::time::timeout(rest, self.membership.leave()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the broker was not told of the leave; it will find out by itself")
+                tracing::warn!(%error, "the broker was not told of the leave; it will find out by itself");
             }
             Err(_) => tracing::warn!("the broker did not answer the leave in time; it will find out by itself"),
         }
@@ -114,7 +114,7 @@ impl Core {
     pub(super) fn drain_partition(&mut self, slot: u32) {
         let Some(owned) = self.owned.get(&slot) else { return };
         let Stage::Draining { until } = owned.stage else { return };
-        let now = Instant::now();
+        let now = self.now;
         let left = until.since(self.clock.boot());
         if self.runs.of_slot(slot) > 0 {
             if left <= self.settings.shutdown.mul_f64(0.2) {
@@ -124,7 +124,8 @@ impl Core {
         }
         self.flush_now(slot, now);
         let Some(owned) = self.owned.get_mut(&slot) else { return };
-        if !(owned.writer.is_idle() && owned.is_told()) && !left.is_zero() {
+        let finished = owned.writer.is_idle() && owned.is_told();
+        if !finished && !left.is_zero() {
             return self.wake_by(now + left.clamp(Duration::from_millis(20), Duration::from_secs(1)));
         }
         if self.ownership != Ownership::Floor {

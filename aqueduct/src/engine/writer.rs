@@ -124,7 +124,7 @@ impl Core {
 
     /// Sends the next batch of writes, unless one is in flight or the store is being left alone for a while.
     pub(super) fn pump(&mut self, slot: u32) {
-        let now = Instant::now();
+        let now = self.now;
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         if owned.writer.retry_at.is_some_and(|at| at > now) {
             return;
@@ -171,10 +171,10 @@ impl Core {
         }
         let wait = Duration::from_millis(50 << writer.failures.min(6));
         writer.failures += 1;
-        writer.retry_at = Some(Instant::now() + wait + self.clock.jitter(wait / 2));
+        writer.retry_at = Some(self.now + wait + self.clock.jitter(wait / 2));
         tracing::warn!(partition = %owned.partition, %error, "the store does not take a write; it is tried again and nothing is lost");
         self.health.store_failing(&owned.partition, error);
-        self.wake_by(Instant::now() + wait);
+        self.wake_by(self.now + wait);
     }
 
     /// What follows from a confirmed write.
@@ -190,7 +190,9 @@ impl Core {
             After::Parked { lane, settle } => {
                 owned.parked.close(lane, true, None);
                 self.buffered -= settle.len();
-                settle.into_iter().for_each(|position| self.settle_at(slot, position));
+                for position in settle {
+                    self.settle_at(slot, position);
+                }
             }
             After::Appended { lane, position } => {
                 owned.parked.append_ends(lane);
@@ -210,7 +212,7 @@ impl Core {
             After::Operated { id, lane, place, action } => self.operated(slot, id, (lane, place, action), answer),
             After::Floor => {}
         }
-        self.wake_by(Instant::now());
+        self.soon();
     }
 
     fn row_follows(&mut self, slot: u32, (lane, id, place, dies): (LaneRef, LaneId, Place, bool), answer: Applied) {
