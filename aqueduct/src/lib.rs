@@ -13,6 +13,7 @@ mod message;
 mod outcome;
 mod pattern;
 mod policy;
+mod publish;
 pub mod store;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
@@ -27,4 +28,5 @@ pub use headers::Headers;
 pub use message::Message;
 pub use outcome::{BoxFuture, IntoOutcome, Outcome, Unit};
 pub use policy::{Policy, defaults};
+pub use publish::{PublishError, Publisher};
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};

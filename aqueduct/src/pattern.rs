@@ -194,7 +194,7 @@ mod tests {
             for b in &patterns {
                 let (both, only_a, only_b) = kinds.iter().fold((false, false, false), |seen, k| {
                     let (a, b) = (a.matches(k), b.matches(k));
-                    (seen.0 | (a && b), seen.1 | (a && !b), seen.2 | (b && !a))
+                    (seen.0 || a && b, seen.1 || a && !b, seen.2 || b && !a)
                 });
                 assert_eq!(a.overlaps(b), both, "{a:?} {b:?}");
                 let expected = match (both, only_a, only_b) {

@@ -250,10 +250,11 @@ fn body_mutants(message: &Message) -> impl Iterator<Item = Message> {
 
 /// Each header missing, doubled, in another case, with other values; and all missing.
 fn header_mutants(message: &Message) -> impl Iterator<Item = Message> {
+    type Pairs = Vec<(Text, Bytes)>;
     const VALUES: [&[u8]; 5] = [b"", b"?", b"\xff", b"application/json", b"application/cloudevents+json"];
-    let headers: Vec<(Text, Bytes)> = message.headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+    let headers: Pairs = message.headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
     let count = headers.len();
-    let with = move |change: &dyn Fn(&mut Vec<(Text, Bytes)>)| {
+    let with = move |change: &dyn Fn(&mut Pairs)| {
         let mut changed = headers.clone();
         change(&mut changed);
         Message { headers: changed.into_iter().collect(), ..message.clone() }

@@ -1,3 +1,5 @@
 //! Integration tests: one binary, a file a promise.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
+
 mod format;

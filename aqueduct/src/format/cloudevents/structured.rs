@@ -57,10 +57,10 @@ fn read_object(
             data_base64 = Some(text(body, value, name, at)?);
         } else if let Some(n) = NAMES.iter().position(|n| *n == name) {
             attributes[n] = Some(text(body, value, name, at)?);
-        } else if let Some(n) = TRACE.iter().position(|t| *t == name) {
+        } else if let Some(n) = TRACE.iter().position(|t| t.eq_ignore_ascii_case(name)) {
             trace[n] = Some(scalar(body, value, name, at)?.bytes());
         } else {
-            headers.add(format!("ce-{name}"), scalar(body, value, name, at)?.bytes());
+            headers.add(format!("ce-{}", name.to_ascii_lowercase()), scalar(body, value, name, at)?.bytes());
         }
     }
     for (name, value) in TRACE.into_iter().zip(trace) {
