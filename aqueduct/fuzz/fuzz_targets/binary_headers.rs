@@ -8,8 +8,20 @@ use libfuzzer_sys::fuzz_target;
 
 /// The names that mean something; a number beyond them takes the free name.
 const NAMES: [&str; 14] = [
-    "ce-specversion", "ce-id", "ce-source", "ce-type", "ce-time", "ce-subject", "ce-dataschema", "ce-partitionkey",
-    "CE_Sequence", "ce-traceparent", "tracestate", "content-type", "ce-datacontenttype", "ce-",
+    "ce-specversion",
+    "ce-id",
+    "ce-source",
+    "ce-type",
+    "ce-time",
+    "ce-subject",
+    "ce-dataschema",
+    "ce-partitionkey",
+    "CE_Sequence",
+    "ce-traceparent",
+    "tracestate",
+    "content-type",
+    "ce-datacontenttype",
+    "ce-",
 ];
 
 type Input = (Vec<(u8, String, Vec<u8>)>, Option<Vec<u8>>, Vec<u8>);

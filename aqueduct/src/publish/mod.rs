@@ -124,7 +124,8 @@ impl Publisher {
 
     /// Publishes one event.
     ///
-    /// May be dropped before it has answered; then the event may or may not be published.
+    /// May be dropped before it has answered; then the event may or may not be published, and the next one of its key does
+    /// not wait for it.
     pub async fn publish(&self, event: Event) -> Result<Receipt, PublishError> {
         let no_answer = || Err(PublishError::Broker(BrokerError::Closed));
         self.publish_all(vec![event]).await.pop().unwrap_or_else(no_answer)
