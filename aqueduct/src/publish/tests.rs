@@ -322,6 +322,30 @@ async fn clones_take_turns_on_a_key_and_nothing_else_waits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_who_comes_late_waits_for_one_who_waited() {
+    let (broker, mut calls) = Scripted::new(Abilities::new(Ownership::Floor));
+    let publisher = publisher(&broker);
+    let start = |id: &'static str| {
+        let publisher = publisher.clone();
+        tokio::spawn(async move { publisher.publish(event(id, "a")).await.map(|receipt| receipt.position) })
+    };
+    let first = start("a1");
+    assert_eq!(calls.recv().await.unwrap(), ["a1"]);
+    let second = start("a2");
+    tokio::task::yield_now().await;
+    broker.0.go.add_permits(1);
+    first.await.unwrap().unwrap();
+    assert_eq!(calls.recv().await.unwrap(), ["a2"]);
+    let third = start("a3");
+    tokio::task::yield_now().await;
+    assert!(calls.try_recv().is_err(), "a3 is sent while a2 is unconfirmed");
+    broker.0.go.close();
+    second.await.unwrap().unwrap();
+    third.await.unwrap().unwrap();
+    assert_eq!((broker.stored(), publisher.gate.lanes()), (["a1", "a2", "a3"].map(str::to_owned).to_vec(), 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn callers_who_give_up_leave_the_gate_open() {
     let (broker, mut calls) = Scripted::new(Abilities::new(Ownership::Floor));
     let publisher = publisher(&broker);
