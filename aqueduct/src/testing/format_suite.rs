@@ -66,13 +66,13 @@ impl Survives {
     fn expected(self, event: &Event, topic: &Topic, read: &Event) -> Event {
         let mut expected = event.clone().topic(topic.clone());
         if !self.kind {
-            expected.kind = read.kind.clone();
+            expected.kind.clone_from(&read.kind);
         }
         if !self.key {
-            expected.key = read.key.clone();
+            expected.key.clone_from(&read.key);
         }
         if !self.bytes && json(event).is_some_and(|value| json(read) == Some(value)) {
-            expected.data = read.data.clone();
+            expected.data.clone_from(&read.data);
         }
         for (survives, value) in [(self.id, &mut expected.id), (self.source, &mut expected.source)] {
             if !survives {

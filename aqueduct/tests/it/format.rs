@@ -131,9 +131,9 @@ fn trace_headers_are_taken_from_extensions_unless_they_are_there() {
     let event = one(&with(&[("ce-traceparent", "a"), ("traceparent", "plain")]));
     assert_eq!(event.headers, headers(&[("traceparent", "plain")]));
     let event = one(&structured(
-        r#"{"specversion":"1.0","id":"1","source":"s","type":"t","traceparent":"a","tracestate":null}"#,
+        r#"{"specversion":"1.0","id":"1","source":"s","type":"t","x":"1","traceparent":"a","tracestate":null}"#,
     ));
-    assert_eq!(event.headers, headers(&[("traceparent", "a")]));
+    assert_eq!(event.headers, headers(&[("traceparent", "a"), ("ce-x", "1")]));
 }
 
 #[test]
