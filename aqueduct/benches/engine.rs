@@ -3,6 +3,8 @@
 //! `cargo xtask bench engine`; each line is `name: value (bar B)`. Allocations and live bytes are counted by the test
 //! `tests/memory.rs`.
 
+#![allow(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
+
 use std::future::IntoFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -38,6 +38,12 @@ pub mod defaults {
     pub const ABOVE_FLOOR: usize = 65_536;
     /// The longest time for which a delivery is extended. Fixed.
     pub const EXTEND_MAX: Duration = Duration::from_hours(24);
+    /// How often an event is published again after the broker could not be reached. Fixed.
+    pub const PUBLISH_RETRIES: u32 = 5;
+    /// The longest wait before it is published again; it doubles. Fixed.
+    pub const PUBLISH_DELAY: Duration = Duration::from_millis(100);
+    /// Messages handed to the broker at once. Fixed.
+    pub const PUBLISH_WAVE: usize = 1_000;
     /// How often the store is asked for operators' commands. Fixed.
     pub const COMMAND_POLL: Duration = Duration::from_secs(1);
 }

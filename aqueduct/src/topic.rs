@@ -103,7 +103,6 @@ impl TryFrom<bytes::Bytes> for Text {
     type Error = std::str::Utf8Error;
 
     fn try_from(b: bytes::Bytes) -> Result<Self, Self::Error> {
-        std::str::from_utf8(&b)?;
         ByteString::try_from(b).map(Self)
     }
 }

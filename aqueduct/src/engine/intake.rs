@@ -264,13 +264,13 @@ impl Core {
     }
 
     fn append(&mut self, slot: u32, lane: LaneId, item: Item) {
-        let late = if self.ownership == Ownership::Floor { Late::Finished } else { Late::Insert };
+        let stray = if self.ownership == Ownership::Floor { Late::Finished } else { Late::Insert };
         let position = item.place.position;
         let row = self.row(lane, item);
         if let Some(owned) = self.owned.get_mut(&slot) {
             owned.parked.append_begins(lane);
         }
-        self.write(slot, Op::Append { row, late }, After::Appended { lane, position });
+        self.write(slot, Op::Append { row, late: stray }, After::Appended { lane, position });
     }
 
     /// A lane is full: all of it goes to the store, from its unfinished head on, and the newcomer with it.

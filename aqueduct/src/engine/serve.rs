@@ -303,7 +303,10 @@ impl Consumer {
     fn check_types(&self, app: &App, at: &'static std::panic::Location<'static>) -> Result<(), WiringError> {
         let routed = |types: &&Pattern| !app.patterns().any(|pattern| pattern.overlaps(types));
         let Some(types) = self.settings.types.iter().find(routed) else { return Ok(()) };
-        let text = format!("no route for the type {:?} of `Consumer::types`: add one with `Router::on`, or leave the type out", types.as_str());
+        let text = format!(
+            "no route for the type {:?} of `Consumer::types`: add one with `Router::on`, or leave the type out",
+            types.as_str()
+        );
         Err(WiringError::new(text).at(at))
     }
 

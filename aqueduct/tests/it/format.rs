@@ -131,9 +131,9 @@ fn trace_headers_are_taken_from_extensions_unless_they_are_there() {
     let event = one(&with(&[("ce-traceparent", "a"), ("traceparent", "plain")]));
     assert_eq!(event.headers, headers(&[("traceparent", "plain")]));
     let event = one(&structured(
-        r#"{"specversion":"1.0","id":"1","source":"s","type":"t","traceparent":"a","tracestate":null}"#,
+        r#"{"specversion":"1.0","id":"1","source":"s","type":"t","x":"1","traceparent":"a","tracestate":null}"#,
     ));
-    assert_eq!(event.headers, headers(&[("traceparent", "a")]));
+    assert_eq!(event.headers, headers(&[("traceparent", "a"), ("ce-x", "1")]));
 }
 
 #[test]
@@ -196,6 +196,39 @@ fn errors_name_the_attribute() {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
+}
+
+#[test]
+fn times_have_any_offset_and_need_one() {
+    for (written, read) in [
+        ("2026-01-05T10:00:07.123456789+05:45", "2026-01-05T04:15:07.123456789Z"),
+        ("2026-01-05t10:00:07z", "2026-01-05T10:00:07Z"),
+        ("2026-01-05T10:00:07-00:00", "2026-01-05T10:00:07Z"),
+        ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59Z"),
+        ("0000-01-01T00:00:00Z", "0000-01-01T00:00:00Z"),
+    ] {
+        assert_eq!(one(&with(&[("ce-time", written)])).time.unwrap().to_string(), read);
+    }
+    for bad in ["2026-01-05T10:00:07", "2026-13-05T10:00:07Z", "1767603607", "2026-01-05"] {
+        let (kind, text) = fails(&with(&[("ce-time", bad)]));
+        assert!(kind == FormatErrorKind::Malformed && text.contains("ce-time") && text.contains(bad), "{text}");
+    }
+}
+
+#[test]
+fn deep_nesting_exhausts_no_stack() {
+    let deep = format!("{}{}", "[".repeat(500_000), "]".repeat(500_000));
+    let body = |name: &str, value: &str| {
+        format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t","{name}":{value}}}"#)
+    };
+    let mut message = structured("");
+    message.body = body("data", &deep).into();
+    assert_eq!(one(&message).data, deep);
+    message.body = body("x", &deep).into();
+    assert_eq!(fails(&message).0, FormatErrorKind::Malformed);
+    message.body = deep.into();
+    assert_eq!(fails(&message).0, FormatErrorKind::Malformed);
+    assert!(PlainJson::new().id_field("id").decode(&message).is_ok());
 }
 
 #[test]

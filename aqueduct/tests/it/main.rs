@@ -1,5 +1,7 @@
 //! Integration tests: one binary, a file a promise.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
+
 mod compile;
 mod engine;
 mod format;

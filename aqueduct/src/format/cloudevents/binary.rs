@@ -69,10 +69,10 @@ fn usual(header: &Text, extension: &str) -> Text {
 }
 
 fn place(attribute: &str) -> Text {
-    match attribute == NAMES[DATACONTENTTYPE] {
-        true => Text::from_static("header content-type"),
-        false => format!("header ce-{attribute}").into(),
+    if attribute == NAMES[DATACONTENTTYPE] {
+        return Text::from_static("header content-type");
     }
+    format!("header ce-{attribute}").into()
 }
 
 /// The headers that an event travels with.

@@ -173,10 +173,10 @@ fn attribute(header: &str) -> Option<&str> {
 /// ordinary header. An error if an event must not have this header.
 fn extension(header: &str) -> Result<Option<String>, FormatError> {
     let Some(name) = attribute(header) else {
-        return match header.eq_ignore_ascii_case(CONTENT_TYPE) {
-            true => Err(unsupported(header, "the content type is a field of the event: use `Event::content_type`")),
-            false => Ok(None),
-        };
+        if header.eq_ignore_ascii_case(CONTENT_TYPE) {
+            return Err(unsupported(header, "the content type is a field of the event: use `Event::content_type`"));
+        }
+        return Ok(None);
     };
     let name = name.to_ascii_lowercase();
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {

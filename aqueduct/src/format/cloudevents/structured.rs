@@ -47,7 +47,7 @@ fn read_object(
     let mut attributes = Attributes::default();
     let (mut data, mut data_base64) = (None, None);
     let mut headers = headers.clone();
-    let mut trace = [None, None];
+    let (mut trace, mut extensions) = ([None, None], Vec::new());
     let names = names(fields, body, at)?;
     for (name, (_, value)) in names.iter().zip(&fields.0).filter(|(n, (_, v))| *n == "data" || !is_null(v)) {
         let name = name.as_str();
@@ -57,14 +57,17 @@ fn read_object(
             data_base64 = Some(text(body, value, name, at)?);
         } else if let Some(n) = NAMES.iter().position(|n| *n == name) {
             attributes[n] = Some(text(body, value, name, at)?);
-        } else if let Some(n) = TRACE.iter().position(|t| *t == name) {
+        } else if let Some(n) = TRACE.iter().position(|t| t.eq_ignore_ascii_case(name)) {
             trace[n] = Some(scalar(body, value, name, at)?.bytes());
         } else {
-            headers.add(format!("ce-{name}"), scalar(body, value, name, at)?.bytes());
+            extensions.push((name.to_ascii_lowercase(), scalar(body, value, name, at)?));
         }
     }
     for (name, value) in TRACE.into_iter().zip(trace) {
         add_trace(&mut headers, name, value);
+    }
+    for (name, value) in extensions {
+        headers.add(format!("ce-{name}"), value.bytes());
     }
     let json = is_json(attributes[DATACONTENTTYPE].as_ref());
     let data = match (data, data_base64) {
