@@ -27,11 +27,11 @@ enum Area {
 const TYPES: [&str; 9] = ["call", "clock", "error", "event", "headers", "message", "outcome", "telemetry", "topic"];
 const API: [&str; 6] = ["handler", "layer", "pattern", "policy", "publish", "router"];
 
-/// Imports that point sideways all the same: the file, the adapter's module, and why.
+/// Imports that point sideways all the same: the file or folder, the adapter's module, and why.
 const EXCEPTIONS: [(&str, &str, &str); 4] = [
     ("engine/serve.rs", "format::cloudevents", "the default format of `Consumer`"),
     ("engine/serve.rs", "store::memory", "the default store of `Consumer`"),
-    ("publish.rs", "format::cloudevents", "the default format of `Publisher`"),
+    ("publish", "format::cloudevents", "the default format of `Publisher`"),
     ("broker/sqlite", "store::sql", "the embedded log lives in the SQL store's file"),
 ];
 
@@ -68,34 +68,39 @@ fn may_name(from: &Area, to: &Area) -> bool {
 pub(crate) fn check(sources: &[Source]) -> Vec<Finding> {
     let library = Crate::new(sources);
     let mut findings = Vec::new();
+    let mut needed = [false; EXCEPTIONS.len()];
     for source in sources {
         let module: Vec<_> = source.module().into_iter().map(str::to_owned).collect();
         let Some(from) = area(&module) else {
-            findings.push(
-                source
-                    .finding(0, "this module has no level: give it one in ARCHITECTURE.md and in tests/tidy/levels.rs"),
-            );
+            let what = "this module has no level: give it one in ARCHITECTURE.md and in tests/tidy/levels.rs";
+            findings.push(source.finding(0, what));
             continue;
         };
-        let mut excepted: Vec<_> = EXCEPTIONS.iter().filter(|e| source.path == e.0).collect();
         for named in library.named(source) {
+            if area(&named.path).is_none_or(|to| may_name(&from, &to)) {
+                continue;
+            }
             let home = named.path.join("::");
-            let except = |e: &(&str, &str, &str)| source.path.starts_with(e.0) && home.starts_with(e.1);
-            let forbidden = area(&named.path).is_some_and(|to| !may_name(&from, &to));
-            if forbidden && !EXCEPTIONS.iter().any(except) {
-                findings.push(source.finding(
+            match EXCEPTIONS.iter().position(|(file, to, _)| source.path.starts_with(file) && home.starts_with(to)) {
+                Some(exception) => needed[exception] = true,
+                None => findings.push(source.finding(
                     named.offset,
                     format!("names `{home}`, and imports point down only: move what both need to a lower level"),
-                ));
+                )),
             }
-            excepted.retain(|e| !except(e));
-        }
-        for (_, target, reason) in excepted {
-            let what = format!("no longer names `{target}` ({reason}): take the exception out of tests/tidy/levels.rs");
-            findings.push(source.finding(0, what));
         }
     }
+    findings.extend(stale(sources, needed));
     findings
+}
+
+/// Exceptions that the file they are for does not need any more.
+fn stale(sources: &[Source], needed: [bool; EXCEPTIONS.len()]) -> Vec<Finding> {
+    let unneeded = EXCEPTIONS.iter().zip(needed).filter(|(_, needed)| !needed);
+    let of_a_file = unneeded.filter_map(|(e, _)| Some((e, sources.iter().find(|s| s.path.starts_with(e.0))?)));
+    let what =
+        |to, reason| format!("no longer names `{to}` ({reason}): take the exception out of tests/tidy/levels.rs");
+    of_a_file.map(|((_, to, reason), source)| source.finding(0, what(to, reason))).collect()
 }
 
 mod lints {
