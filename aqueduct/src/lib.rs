@@ -14,6 +14,8 @@ mod outcome;
 mod policy;
 pub mod store;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod topic;
 
 pub use call::{Attempt, Call, Extensions, Loan, Origin, Scope};

@@ -1,0 +1,3 @@
+//! The test kit: what proves the library's promises, for users to prove theirs.
+
+pub mod sim;
