@@ -166,9 +166,10 @@ impl Director {
                 biased;
                 Some(instance) = self.deaths.1.recv() => self.ended(instance),
                 () = tokio::time::sleep_until(next) => {
-                    match self.agenda.first_entry().filter(|first| first.key().0 <= end) {
+                    let first = self.agenda.first_entry().filter(|first| first.key().0 <= end);
+                    match first.map(|first| first.remove()) {
                         None => return,
-                        Some(first) => self.carry_out(first.remove()).await,
+                        Some(task) => self.carry_out(task).await,
                     }
                 }
             }
@@ -262,7 +263,7 @@ impl Director {
             .gate(life.gate().clone());
         #[cfg(test)]
         let consumer = match scenario.planted {
-            Some(bug) => consumer.plant(bug),
+            Some(bug) => consumer.planted(bug),
             None => consumer,
         };
         consumer

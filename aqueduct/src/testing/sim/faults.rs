@@ -63,8 +63,8 @@ pub(crate) struct Plan {
     pub(crate) store_latency: Duration,
     /// When which port answers nothing but errors.
     pub(crate) outages: Vec<(Port, Boot, Boot)>,
-    /// From here on nothing fails.
-    pub(crate) calm_at: Boot,
+    /// From here on nothing fails; none means from the start.
+    pub(crate) calm_at: Option<Boot>,
 }
 
 /// The points that were reached in a run, and how often.
@@ -193,7 +193,7 @@ impl Faults {
 
     /// True until the faults stop.
     fn shaky(&self) -> bool {
-        self.0.life.history().clock().boot() < self.0.plan.calm_at
+        self.0.plan.calm_at.is_some_and(|at| self.0.life.history().clock().boot() < at)
     }
 
     /// True in so many of a thousand cases, until the faults stop.

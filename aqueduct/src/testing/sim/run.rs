@@ -118,7 +118,7 @@ impl Sim {
     pub fn run(self) -> Report {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         match runtime {
-            Ok(runtime) => runtime.block_on(self.direct().play()),
+            Ok(runtime) => runtime.block_on(async { self.direct().play().await }),
             Err(error) => {
                 let text = format!("the runtime for the simulation cannot be built: {error}");
                 let failure = Violation::new(Invariant::Liveness, text, []);

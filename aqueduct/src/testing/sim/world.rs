@@ -164,7 +164,7 @@ impl Scenario {
         let mut rng = Rng::with_seed(seed);
         let random = (self.faults.crash_points && rng.u32(0..3) > 0).then(|| draw_point(&mut rng));
         let wanted = self.faults.crash_at.clone().filter(|_| slot == 0 && life == 0);
-        Plan { seed, crash_at: wanted.or(random), calm_at: Boot(0).after(self.calm_at), ..self.faults.plan.clone() }
+        Plan { seed, crash_at: wanted.or(random), calm_at: Some(Boot(0).after(self.calm_at)), ..self.faults.plan.clone() }
     }
 }
 
