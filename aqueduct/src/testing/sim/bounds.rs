@@ -70,15 +70,21 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
                 of.remove(&(partition.clone(), *position));
             }
             What::Floor { partition, position } => of.retain(|(p, at)| p != partition || at > position),
-            What::Assigned { partition, .. } | What::Lost { partition } => of.retain(|(p, _)| p != partition),
+            What::Assigned { partition, .. } | What::Lost { partition } | What::Released { partition } => {
+                of.retain(|(p, _)| p != partition)
+            }
             _ => {}
         }
     }
     found
 }
 
+/// Each attempt's number. For competing consumers the broker counts deliveries, those of crashed instances too.
 fn attempts(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
     let mut found = Vec::new();
+    if truth.ownership == Ownership::Competing {
+        return failures(records, truth, index);
+    }
     for (n, record) in records.iter().enumerate() {
         if let What::Started { event, attempt, .. } = &record.what
             && (*attempt > truth.attempts_max || *attempt == 0)
@@ -122,9 +128,16 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
     for (n, record) in records.iter().enumerate() {
         let What::Effect { run } = record.what else { continue };
         let Some(run) = index.run(run) else { continue };
-        if let Some((first, by)) = effects.insert(run.event, (n, run))
-            && !disrupted(&records[first..n], by, truth, index)
-        {
+        let Some((first, by)) = effects.insert(run.event, (n, run)) else { continue };
+        // Competing instances may work on one event at the same time: what delays either of them counts.
+        let excused = match truth.ownership {
+            Ownership::Competing => {
+                let window = &records[by.record.min(run.record)..n];
+                disrupted(window, by, truth, index) || disrupted(window, run, truth, index)
+            }
+            _ => disrupted(&records[first..n], by, truth, index),
+        };
+        if !excused {
             let text = format!("{} took effect twice without a crash, timeout or disconnect", truth.name(run.event));
             found.push(Violation::new(Invariant::Bounds, text, [first, n]));
         }
@@ -140,6 +153,9 @@ fn disrupted(between: &[Record], run: &RunInfo, truth: &Truth, index: &Index) ->
         match &record.what {
             What::Crashed | What::Frozen | What::Stopped { error: Some(_) } => same,
             What::Lost { partition } => same && *partition == run.partition,
+            // A floor cannot tell the next owner what is done above it.
+            What::Released { partition } => same && truth.ownership == Ownership::Floor && *partition == run.partition,
+            What::Stopping => same && truth.ownership == Ownership::Floor,
             What::Fault { point } => {
                 (same && cuts_off(point)) || (point == "deliver/again" && truth.ownership != Ownership::Floor)
             }

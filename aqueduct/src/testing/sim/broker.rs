@@ -80,8 +80,12 @@ impl Membership for FaultyMembership {
     }
 
     fn release<'a>(&'a self, partition: &'a Partition, above: Option<Epoch>) -> BoxFuture<'a, Result<(), BrokerError>> {
-        let work = self.inner.release(partition, above);
-        Box::pin(self.faults.through(Port::Broker, &["release"], work, BrokerError::Unavailable))
+        Box::pin(async move {
+            self.faults.life().alive().await;
+            self.faults.life().note(What::Released { partition: partition.clone() });
+            let work = self.inner.release(partition, above);
+            self.faults.through(Port::Broker, &["release"], work, BrokerError::Unavailable).await
+        })
     }
 
     fn heartbeat(&self) -> BoxFuture<'_, ()> {

@@ -342,6 +342,23 @@ fn a_second_effect_needs_a_disruption_that_involves_it() {
 }
 
 #[test]
+fn a_handover_excuses_a_second_effect_only_where_a_floor_is_all_that_is_handed_over() {
+    for what in [What::Stopping, What::Released { partition: partition() }] {
+        Story::of(1).does(0, 0).say(0, what.clone()).does(1, 0).passes();
+        let mut s = Story::of(1).owned(Ownership::AckEach);
+        s.does(0, 0).say(0, what).does(1, 0).breaks(Invariant::Bounds, "took effect twice");
+    }
+}
+
+#[test]
+fn a_frozen_competitor_may_finish_what_another_has_done() {
+    let mut s = Story::of(1).owned(Ownership::Competing);
+    let run = s.start(0, 0);
+    s.say(0, What::Frozen).does(1, 0).say(0, What::Thawed).say(0, What::Effect { run }).end(0, run).passes();
+    Story::of(1).owned(Ownership::Competing).does(0, 0).does(1, 0).breaks(Invariant::Bounds, "took effect twice");
+}
+
+#[test]
 fn a_repeated_delivery_excuses_a_second_effect_only_without_a_floor() {
     let again = What::Fault { point: "deliver/again".into() };
     Story::of(1).owned(Ownership::AckEach).does(0, 0).say(0, again.clone()).does(0, 0).passes();

@@ -314,7 +314,8 @@ impl Director {
             return false;
         }
         let rows = self.rows().await;
-        let blocked: BTreeSet<_> = rows.iter().filter(|(_, row)| row.1 == RowState::Dead(Hold::Block)).map(|(lane, _)| lane).collect();
+        let blocked: BTreeSet<_> =
+            rows.iter().filter(|(_, row)| row.1 == RowState::Dead(Hold::Block)).map(|(lane, _)| lane).collect();
         rows.iter().all(|(lane, row)| row.1 != RowState::Parked || blocked.contains(lane))
     }
 

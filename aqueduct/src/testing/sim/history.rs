@@ -56,6 +56,8 @@ pub(crate) enum What {
     Revoking { partition: Partition },
     /// It was told that a partition is gone.
     Lost { partition: Partition },
+    /// It gives a partition up.
+    Released { partition: Partition },
     /// It was handed events.
     Delivered { partition: Partition, positions: Vec<Position> },
     /// It asked for more events than its buffer holds, or was given more than it asked for.
@@ -175,6 +177,7 @@ impl fmt::Display for Record {
             What::Again { partition, position } => write!(f, "gives back {partition}:{}", position.0),
             What::Left { partition, position, state } => write!(f, "left {partition}:{} {state:?}", position.0),
             What::Fault { point } => write!(f, "fault {point}"),
+            What::Released { partition } => write!(f, "gives up {partition}"),
             What::Lost { partition } => write!(f, "loses {partition}"),
             What::Revoking { partition } => write!(f, "is to give up {partition}"),
             What::Assigned { partition, epoch, floor } => {

@@ -66,7 +66,10 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seed, events, attempts, crashes, digest, .. } = self;
         let verdict = if self.is_ok() { "ok" } else { "FAILED" };
-        write!(f, "seed {seed} {verdict}: {events} events, {attempts} attempts, {crashes} crashes, digest {digest:016x}")?;
+        write!(
+            f,
+            "seed {seed} {verdict}: {events} events, {attempts} attempts, {crashes} crashes, digest {digest:016x}"
+        )?;
         for failure in &self.failures {
             write!(f, "\n  {failure}")?;
         }

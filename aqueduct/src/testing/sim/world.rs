@@ -164,7 +164,12 @@ impl Scenario {
         let mut rng = Rng::with_seed(seed);
         let random = (self.faults.crash_points && rng.u32(0..3) > 0).then(|| draw_point(&mut rng));
         let wanted = self.faults.crash_at.clone().filter(|_| slot == 0 && life == 0);
-        Plan { seed, crash_at: wanted.or(random), calm_at: Some(Boot(0).after(self.calm_at)), ..self.faults.plan.clone() }
+        Plan {
+            seed,
+            crash_at: wanted.or(random),
+            calm_at: Some(Boot(0).after(self.calm_at)),
+            ..self.faults.plan.clone()
+        }
     }
 }
 
@@ -217,7 +222,8 @@ fn draw_events(rng: &mut Rng, lean: Lean, storeless: bool, timeout: Duration) ->
             script = Script::Fail(1);
         }
         let broken = !storeless && rng.usize(0..100) < 2;
-        let key = if broken || rng.usize(0..100) < keyless { String::new() } else { format!("k{}", rng.usize(0..keys)) };
+        let key =
+            if broken || rng.usize(0..100) < keyless { String::new() } else { format!("k{}", rng.usize(0..keys)) };
         let topic = if rng.usize(0..topics) == 0 { "a" } else { "b" };
         let event = Event::raw("sim.event", n.to_string()).id(format!("e{n}")).source(SOURCE).topic(topic).key(key);
         events.push(Planned { at, event, script, broken });
@@ -281,11 +287,8 @@ fn draw_steps(rng: &mut Rng, instances: usize, calm_at: Duration) -> Vec<(Durati
         let late = if rng.bool() { end / 2 } else { 50 };
         steps.push((ms(rng, 0, late), Step::Start(slot)));
     }
-    let kinds: [fn(&mut Rng, usize) -> Step; 3] = [
-        |_, slot| Step::Crash(slot),
-        |rng, slot| Step::Freeze(slot, ms(rng, 100, 12_000)),
-        |_, slot| Step::Stop(slot),
-    ];
+    let kinds: [fn(&mut Rng, usize) -> Step; 3] =
+        [|_, slot| Step::Crash(slot), |rng, slot| Step::Freeze(slot, ms(rng, 100, 12_000)), |_, slot| Step::Stop(slot)];
     for kind in kinds {
         if rng.bool() {
             for _ in 0..rng.u32(1..=2) {
