@@ -43,7 +43,9 @@ fn running(records: &[Record], truth: &Truth) -> Vec<Violation> {
 fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
     let mut held: BTreeMap<Instance, BTreeSet<(Partition, Position)>> = BTreeMap::new();
     let mut found = Vec::new();
-    let limit = truth.buffer + truth.concurrency;
+    // What is given back, or acknowledged by itself, leaves the buffer a moment before the broker is told.
+    let slack = if truth.ownership == Ownership::Floor { 0 } else { truth.buffer };
+    let limit = truth.buffer + truth.concurrency + slack;
     for (n, record) in records.iter().enumerate() {
         let of = held.entry(record.instance).or_default();
         match &record.what {
@@ -124,18 +126,28 @@ fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> 
 
 fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
     let mut effects: BTreeMap<EventNo, (usize, &RunInfo)> = BTreeMap::new();
+    let mut stored: BTreeMap<EventNo, (usize, Instance)> = BTreeMap::new();
     let mut found = Vec::new();
     for (n, record) in records.iter().enumerate() {
-        let What::Effect { run } = record.what else { continue };
-        let Some(run) = index.run(run) else { continue };
-        let Some((first, by)) = effects.insert(run.event, (n, run)) else { continue };
-        // Competing instances may work on one event at the same time: what delays either of them counts.
-        let excused = match truth.ownership {
-            Ownership::Competing => {
-                let window = &records[by.record.min(run.record)..n];
-                disrupted(window, by, truth, index) || disrupted(window, run, truth, index)
+        let run = match &record.what {
+            What::Effect { run } => index.run(*run),
+            What::Stored { partition, position, .. } => {
+                if let Some(event) = index.at(partition, *position) {
+                    stored.entry(event).or_insert((n, record.instance));
+                }
+                None
             }
-            _ => disrupted(&records[first..n], by, truth, index),
+            _ => None,
+        };
+        let Some(run) = run else { continue };
+        let Some((first, by)) = effects.insert(run.event, (n, run)) else { continue };
+        let disrupted =
+            |from: usize, instance: Instance| disrupted(&records[from..n], instance, &run.partition, truth, index);
+        let excused = match truth.ownership {
+            // Competing instances may have been handed one event at the same time: what delays either of them counts.
+            Ownership::Competing => disrupted(0, by.instance) || disrupted(0, run.instance),
+            // Who stored it may have been cut off before the broker knew.
+            _ => disrupted(first, by.instance) || stored.get(&run.event).is_some_and(|(at, who)| disrupted(*at, *who)),
         };
         if !excused {
             let text = format!("{} took effect twice without a crash, timeout or disconnect", truth.name(run.event));
@@ -145,28 +157,26 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
     found
 }
 
-/// True if something happened between the effect of `run` and its repeat that excuses the repeat.
-fn disrupted(between: &[Record], run: &RunInfo, truth: &Truth, index: &Index) -> bool {
+/// True if something happened to an instance, and its work on a partition, that excuses a repeat.
+fn disrupted(records: &[Record], instance: Instance, partition: &Partition, truth: &Truth, index: &Index) -> bool {
+    let by_floor = truth.ownership == Ownership::Floor;
     let mut outcome: BTreeSet<Run> = BTreeSet::new();
-    between.iter().any(|record| {
-        let same = record.instance == run.instance;
+    records.iter().any(|record| {
+        let same = record.instance == instance;
         match &record.what {
             What::Crashed | What::Frozen | What::Stopped { error: Some(_) } => same,
-            What::Lost { partition } => same && *partition == run.partition,
+            What::Lost { partition: lost } => same && lost == partition,
             // A floor cannot tell the next owner what is done above it.
-            What::Released { partition } => same && truth.ownership == Ownership::Floor && *partition == run.partition,
-            What::Stopping => same && truth.ownership == Ownership::Floor,
-            What::Fault { point } => {
-                (same && cuts_off(point)) || (point == "deliver/again" && truth.ownership != Ownership::Floor)
-            }
+            What::Released { partition: released } => by_floor && same && released == partition,
+            What::Stopping => by_floor && same,
+            What::Fault { point } => (same && cuts_off(point)) || (!by_floor && point == "deliver/again"),
             What::Effect { run } | What::Failed { run } => {
                 outcome.insert(*run);
                 false
             }
             // Dropped before it had an outcome: a timeout, or cancelled at the end of a stop.
-            What::Ended { run: other } => {
-                same && !outcome.contains(other)
-                    && index.run(*other).is_some_and(|other| other.partition == run.partition)
+            What::Ended { run } => {
+                same && !outcome.contains(run) && index.run(*run).is_some_and(|run| run.partition == *partition)
             }
             _ => false,
         }

@@ -357,7 +357,7 @@ impl Director {
         let truth = truth(&self.scenario);
         let mut failures = check(&records, &truth);
         failures.extend(self.extra);
-        Report::new(self.scenario.seed, &records, failures, self.reached.names())
+        Report::new(self.scenario.seed, self.scenario.to_string(), &records, failures, self.reached.names())
     }
 }
 

@@ -14,6 +14,8 @@ use super::history::{Record, What};
 pub struct Report {
     /// The seed: running it again repeats everything.
     pub seed: u64,
+    /// What the run was made of, in short.
+    pub scenario: String,
     /// The promises that were broken; none if all is well.
     pub failures: Vec<Violation>,
     /// Events published.
@@ -31,11 +33,18 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(seed: u64, records: &[Record], failures: Vec<Violation>, points: BTreeSet<String>) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        scenario: String,
+        records: &[Record],
+        failures: Vec<Violation>,
+        points: BTreeSet<String>,
+    ) -> Self {
         let count = |is: fn(&What) -> bool| records.iter().filter(|r| is(&r.what)).count();
         let trace = if failures.is_empty() { Vec::new() } else { trace(records) };
         Self {
             seed,
+            scenario,
             failures,
             events: count(|w| matches!(w, What::Published { .. })),
             attempts: count(|w| matches!(w, What::Started { .. })),
@@ -70,6 +79,9 @@ impl fmt::Display for Report {
             f,
             "seed {seed} {verdict}: {events} events, {attempts} attempts, {crashes} crashes, digest {digest:016x}"
         )?;
+        if !self.is_ok() {
+            write!(f, "\n  {}", self.scenario)?;
+        }
         for failure in &self.failures {
             write!(f, "\n  {failure}")?;
         }

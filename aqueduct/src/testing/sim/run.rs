@@ -122,7 +122,7 @@ impl Sim {
             Err(error) => {
                 let text = format!("the runtime for the simulation cannot be built: {error}");
                 let failure = Violation::new(Invariant::Liveness, text, []);
-                Report::new(self.seed, &[], vec![failure], std::collections::BTreeSet::new())
+                Report::new(self.seed, String::new(), &[], vec![failure], std::collections::BTreeSet::new())
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Draws a scenario from a seed: what there is, what is published, and what goes wrong.
 
+use std::fmt;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -170,6 +171,16 @@ impl Scenario {
             calm_at: Some(Boot(0).after(self.calm_at)),
             ..self.faults.plan.clone()
         }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ownership, partitions, instances, concurrency, buffer, buffer_per_key, policy, .. } = self;
+        let store = if self.storeless { "no store" } else { "a store" };
+        let leases = if self.leases.is_some() { "leases" } else { "no leases" };
+        write!(f, "{ownership:?}, {store}, {leases}, {instances} instances, {partitions} partitions a topic, ")?;
+        write!(f, "concurrency {concurrency}, buffer {buffer}, {buffer_per_key} a key, {policy:?}")
     }
 }
 
