@@ -39,20 +39,28 @@ fn running(records: &[Record], truth: &Truth) -> Vec<Violation> {
     found
 }
 
+/// An instance asks for no more than its buffer holds, and is given no more than it asked for.
+fn asked(records: &[Record], truth: &Truth) -> Vec<Violation> {
+    let too_many = |(n, record): (usize, &Record)| {
+        let What::Overfull { deliveries } = record.what else { return None };
+        let text = format!("{deliveries} deliveries asked for or given, the buffer is {}", truth.buffer);
+        Some(Violation::new(Invariant::Bounds, text, [n]))
+    };
+    records.iter().enumerate().filter_map(too_many).collect()
+}
+
 /// What an instance has been handed and has neither finished nor stored, beside what it asked for.
 fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
     let mut held: BTreeMap<Instance, BTreeSet<(Partition, Position)>> = BTreeMap::new();
-    let mut found = Vec::new();
-    // What is given back, or acknowledged by itself, leaves the buffer a moment before the broker is told.
-    let slack = if truth.ownership == Ownership::Floor { 0 } else { truth.buffer };
-    let limit = truth.buffer + truth.concurrency + slack;
+    let mut found = asked(records, truth);
+    if truth.ownership != Ownership::Floor {
+        // Deliveries that are given back leave the buffer a moment before the broker is told.
+        return found;
+    }
+    let limit = truth.buffer + truth.concurrency;
     for (n, record) in records.iter().enumerate() {
         let of = held.entry(record.instance).or_default();
         match &record.what {
-            What::Overfull { deliveries } => {
-                let text = format!("{deliveries} deliveries asked for or given, the buffer is {}", truth.buffer);
-                found.push(Violation::new(Invariant::Bounds, text, [n]));
-            }
             What::Delivered { partition, positions } => {
                 of.extend(positions.iter().map(|p| (partition.clone(), *p)));
                 if of.len() > limit {
