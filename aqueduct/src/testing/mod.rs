@@ -1,12 +1,12 @@
-//! What tests need, of this library and of what is built on it. Feature `testing`.
+//! The test kit: what proves the library's promises, for users to prove theirs. Feature `testing`.
 //!
-//! A suite is told by the adapter's abilities what to expect. It runs its cases one after the other, each on what a
-//! factory made for it, and fails by panicking, as tests do.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a suite fails by panicking")]
+//! The [simulator](sim) runs the real engine under faults from a seed. The suites are what every adapter of a port must
+//! pass: told by its abilities what to expect, each case runs on what a factory made for it, and fails by panicking.
 
 pub mod bench;
 pub mod broker_suite;
 pub mod format_suite;
+pub mod sim;
 pub mod store_suite;
 
 /// Names each case after its function.

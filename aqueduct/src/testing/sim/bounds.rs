@@ -1,0 +1,197 @@
+//! I10: running, buffered and attempts stay inside their limits; duplicates only after a disruption.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::checker::{Index, Invariant, RunInfo, Truth, Violation};
+use super::history::{EventNo, Instance, Record, Run, What};
+use crate::broker::Ownership;
+use crate::topic::{Partition, Position};
+
+/// Checks all limits.
+pub(crate) fn check(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
+    let mut found = running(records, truth);
+    found.extend(held(records, truth, index));
+    found.extend(attempts(records, truth, index));
+    found.extend(duplicates(records, truth, index));
+    found
+}
+
+fn running(records: &[Record], truth: &Truth) -> Vec<Violation> {
+    let mut running: BTreeMap<Instance, BTreeSet<Run>> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (n, record) in records.iter().enumerate() {
+        let of = running.entry(record.instance).or_default();
+        match &record.what {
+            What::Started { run, .. } => {
+                of.insert(*run);
+                if of.len() > truth.concurrency {
+                    let text =
+                        format!("instance {} runs {}, its limit is {}", record.instance, of.len(), truth.concurrency);
+                    found.push(Violation::new(Invariant::Bounds, text, [n]));
+                }
+            }
+            What::Ended { run } => {
+                of.remove(run);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// An instance asks for no more than its buffer holds, and is given no more than it asked for.
+fn asked(records: &[Record], truth: &Truth) -> Vec<Violation> {
+    let too_many = |(n, record): (usize, &Record)| {
+        let What::Overfull { deliveries } = record.what else { return None };
+        let text = format!("{deliveries} deliveries asked for or given, the buffer is {}", truth.buffer);
+        Some(Violation::new(Invariant::Bounds, text, [n]))
+    };
+    records.iter().enumerate().filter_map(too_many).collect()
+}
+
+/// What an instance has been handed and has neither finished nor stored, beside what it asked for.
+fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
+    let mut held: BTreeMap<Instance, BTreeSet<(Partition, Position)>> = BTreeMap::new();
+    let mut found = asked(records, truth);
+    if truth.ownership != Ownership::Floor {
+        // Deliveries that are given back leave the buffer a moment before the broker is told.
+        return found;
+    }
+    let limit = truth.buffer + truth.concurrency;
+    for (n, record) in records.iter().enumerate() {
+        let of = held.entry(record.instance).or_default();
+        match &record.what {
+            What::Delivered { partition, positions } => {
+                of.extend(positions.iter().map(|p| (partition.clone(), *p)));
+                if of.len() > limit {
+                    let text = format!("instance {} holds {}, its limit is {limit}", record.instance, of.len());
+                    found.push(Violation::new(Invariant::Bounds, text, [n]));
+                }
+            }
+            What::Effect { run } => {
+                if let Some(run) = index.run(*run) {
+                    of.retain(|(partition, position)| index.at(partition, *position) != Some(run.event));
+                }
+            }
+            What::Stored { partition, position, .. }
+            | What::Known { partition, position }
+            | What::Done { partition, position }
+            | What::Again { partition, position } => {
+                of.remove(&(partition.clone(), *position));
+            }
+            What::Floor { partition, position } => of.retain(|(p, at)| p != partition || at > position),
+            What::Assigned { partition, .. } | What::Lost { partition } | What::Released { partition } => {
+                of.retain(|(p, _)| p != partition)
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Each attempt's number. For competing consumers the broker counts deliveries, those of crashed instances too.
+fn attempts(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
+    let mut found = Vec::new();
+    if truth.ownership == Ownership::Competing {
+        return failures(records, truth, index);
+    }
+    for (n, record) in records.iter().enumerate() {
+        if let What::Started { event, attempt, .. } = &record.what
+            && (*attempt > truth.attempts_max || *attempt == 0)
+        {
+            let text = format!("attempt {attempt} of {}, the policy allows {}", truth.name(*event), truth.attempts_max);
+            found.push(Violation::new(Invariant::Bounds, text, [n]));
+        }
+    }
+    found.extend(failures(records, truth, index));
+    found
+}
+
+/// Failed attempts of an event are at most what the policy allows for each life of its partition's owners.
+fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
+    let mut failed: BTreeMap<(EventNo, Instance), Vec<usize>> = BTreeMap::new();
+    for (n, record) in records.iter().enumerate() {
+        if let What::Failed { run } = record.what
+            && let Some(run) = index.run(run)
+        {
+            failed.entry((run.event, run.instance)).or_default().push(n);
+        }
+    }
+    let disturbed = |instance: Instance| {
+        records.iter().any(|r| r.instance == instance && matches!(r.what, What::Frozen | What::Lost { .. }))
+    };
+    let too_many = failed
+        .into_iter()
+        .filter(|((_, instance), at)| at.len() > truth.attempts_max as usize && !disturbed(*instance));
+    too_many
+        .map(|((event, _), at)| {
+            let text =
+                format!("{} failed {} times, the policy allows {}", truth.name(event), at.len(), truth.attempts_max);
+            Violation::new(Invariant::Bounds, text, at)
+        })
+        .collect()
+}
+
+fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
+    let mut effects: BTreeMap<EventNo, (usize, &RunInfo)> = BTreeMap::new();
+    let mut stored: BTreeMap<EventNo, (usize, Instance)> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (n, record) in records.iter().enumerate() {
+        let run = match &record.what {
+            What::Effect { run } => index.run(*run),
+            What::Stored { partition, position, .. } => {
+                if let Some(event) = index.at(partition, *position) {
+                    stored.entry(event).or_insert((n, record.instance));
+                }
+                None
+            }
+            _ => None,
+        };
+        let Some(run) = run else { continue };
+        let Some((first, by)) = effects.insert(run.event, (n, run)) else { continue };
+        let disrupted =
+            |from: usize, instance: Instance| disrupted(&records[from..n], instance, &run.partition, truth, index);
+        let excused = match truth.ownership {
+            // Competing instances may have been handed one event at the same time: what delays either of them counts.
+            Ownership::Competing => disrupted(0, by.instance) || disrupted(0, run.instance),
+            // Who stored it may have been cut off before the broker knew.
+            _ => disrupted(first, by.instance) || stored.get(&run.event).is_some_and(|(at, who)| disrupted(*at, *who)),
+        };
+        if !excused {
+            let text = format!("{} took effect twice without a crash, timeout or disconnect", truth.name(run.event));
+            found.push(Violation::new(Invariant::Bounds, text, [first, n]));
+        }
+    }
+    found
+}
+
+/// True if something happened to an instance, and its work on a partition, that excuses a repeat.
+fn disrupted(records: &[Record], instance: Instance, partition: &Partition, truth: &Truth, index: &Index) -> bool {
+    let by_floor = truth.ownership == Ownership::Floor;
+    let mut outcome: BTreeSet<Run> = BTreeSet::new();
+    records.iter().any(|record| {
+        let same = record.instance == instance;
+        match &record.what {
+            What::Crashed | What::Frozen | What::Stopped { error: Some(_) } => same,
+            What::Lost { partition: lost } => same && lost == partition,
+            // A floor cannot tell the next owner what is done above it.
+            What::Released { partition: released } => by_floor && same && released == partition,
+            What::Stopping => by_floor && same,
+            What::Fault { point } => (same && cuts_off(point)) || (!by_floor && point == "deliver/again"),
+            What::Effect { run } | What::Failed { run } => {
+                outcome.insert(*run);
+                false
+            }
+            // Dropped before it had an outcome: a timeout, or cancelled at the end of a stop.
+            What::Ended { run } => {
+                same && !outcome.contains(run) && index.run(*run).is_some_and(|run| run.partition == *partition)
+            }
+            _ => false,
+        }
+    })
+}
+
+/// Faults by which an instance cannot tell what it has done.
+fn cuts_off(point: &str) -> bool {
+    ["settle", "release", "leave", "apply.finish", "apply.floor"].iter().any(|call| point.starts_with(call))
+}

@@ -1,0 +1,138 @@
+//! A store whose calls go wrong, and that keeps record of what it holds.
+
+use std::time::Duration;
+
+use super::faults::{Faults, Port};
+use super::history::What;
+use super::life::Life;
+use crate::clock::Timestamp;
+use crate::error::StoreError;
+use crate::outcome::BoxFuture;
+use crate::store::{
+    Applied, Claim, Command, CommandId, CommandState, Due, Listed, MemoryStore, Next, Op, Query, Row, RowState, Store,
+    StoreAbilities, TakeOver,
+};
+use crate::topic::{Partition, Position, Text};
+
+/// The memory store as one instance sees it.
+pub(crate) struct FaultyStore {
+    pub(crate) inner: MemoryStore,
+    pub(crate) faults: Faults,
+}
+
+impl Store for FaultyStore {
+    fn abilities(&self) -> StoreAbilities {
+        self.inner.abilities()
+    }
+
+    fn take_over<'a>(
+        &'a self,
+        claim: &'a Claim,
+        floor: Option<Position>,
+    ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
+        let work = self.inner.take_over(claim, floor);
+        Box::pin(self.faults.through(Port::Store, &["take_over"], work, StoreError::Unavailable))
+    }
+
+    fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
+        Box::pin(self.pass_on(claim, ops))
+    }
+
+    fn bury<'a>(
+        &'a self,
+        consumer: &'a Text,
+        partition: &'a Partition,
+        rows: &'a [Row],
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let work = async move {
+            self.inner.bury(consumer, partition, rows).await?;
+            rows.iter().for_each(|row| note_row(self.faults.life(), partition, row));
+            Ok(())
+        };
+        Box::pin(self.faults.through(Port::Store, &["bury"], work, StoreError::Unavailable))
+    }
+
+    fn due<'a>(&'a self, claim: &'a Claim, now: Timestamp, limit: usize) -> BoxFuture<'a, Result<Due, StoreError>> {
+        let work = self.inner.due(claim, now, limit);
+        Box::pin(self.faults.through(Port::Store, &["due"], work, StoreError::Unavailable))
+    }
+
+    fn browse<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
+        self.inner.browse(query)
+    }
+
+    fn command<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
+        self.inner.command(command)
+    }
+
+    fn command_result(&self, id: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
+        self.inner.command_result(id)
+    }
+}
+
+impl FaultyStore {
+    async fn pass_on(&self, claim: &Claim, ops: &[Op]) -> Result<Vec<Applied>, StoreError> {
+        let mut calls: Vec<&'static str> = ops.iter().map(call_of).collect();
+        calls.sort_unstable();
+        calls.dedup();
+        if self.faults.dies_before(&calls) {
+            self.leave_on_the_wire(claim, ops);
+            self.faults.die().await;
+        }
+        let work = apply(&self.inner, self.faults.life(), claim, ops);
+        self.faults.carry(Port::Store, &calls, work, StoreError::Unavailable).await
+    }
+
+    /// What a dying process has sent may still arrive, also after another has taken over.
+    fn leave_on_the_wire(&self, claim: &Claim, ops: &[Op]) {
+        if self.faults.life().is_dead() || self.faults.pick(2) == 0 {
+            return;
+        }
+        let (store, life, claim, ops) = (self.inner.clone(), self.faults.life().clone(), claim.clone(), ops.to_vec());
+        let late = Duration::from_millis(self.faults.pick(2_000) as u64);
+        tokio::spawn(async move {
+            tokio::time::sleep(late).await;
+            // Nobody waits for the answer.
+            let _ = apply(&store, &life, &claim, &ops).await;
+        });
+    }
+}
+
+async fn apply(store: &MemoryStore, life: &Life, claim: &Claim, ops: &[Op]) -> Result<Vec<Applied>, StoreError> {
+    let answers = store.apply(claim, ops).await?;
+    for (op, answer) in ops.iter().zip(&answers) {
+        note_op(life, &claim.partition, op, *answer);
+    }
+    Ok(answers)
+}
+
+fn call_of(op: &Op) -> &'static str {
+    match op.name() {
+        "park" => "apply.park",
+        "dead" => "apply.dead",
+        "append" => "apply.append",
+        "finish" => "apply.finish",
+        "redate" => "apply.redate",
+        "give_up" => "apply.give_up",
+        "floor" => "apply.floor",
+        _ => "apply.operate",
+    }
+}
+
+fn note_op(life: &Life, partition: &Partition, op: &Op, answer: Applied) {
+    let partition = partition.clone();
+    match op {
+        Op::Put(rows) => rows.iter().for_each(|row| note_row(life, &partition, row)),
+        Op::Append { row, .. } if matches!(answer, Applied::Appended) => note_row(life, &partition, row),
+        Op::Append { row, .. } => life.note(What::Known { partition, position: row.place.position }),
+        Op::Finish(row) => life.note(What::Finished { partition, position: row.place.position }),
+        Op::Update { row, to: Next::Dead(hold), .. } if !matches!(answer, Applied::Conflict) => {
+            life.note(What::Stored { partition, position: row.place.position, state: RowState::Dead(*hold) });
+        }
+        _ => {}
+    }
+}
+
+fn note_row(life: &Life, partition: &Partition, row: &Row) {
+    life.note(What::Stored { partition: partition.clone(), position: row.place.position, state: row.state });
+}
