@@ -1,4 +1,5 @@
 //! The promises, a file each.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[cfg(feature = "testing")]
 mod memory;

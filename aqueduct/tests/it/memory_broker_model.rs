@@ -201,7 +201,8 @@ impl World {
             _ => {}
         }
         let floor = self.broker.floor("billing", &partition).map_or(0, |floor| floor.0);
-        let contiguous = (1..).take_while(|position| self.settled.contains(&(partition.clone(), *position))).count();
+        let contiguous =
+            (1..=self.published[&partition]).take_while(|p| self.settled.contains(&(partition.clone(), *p))).count();
         prop_assert_eq!(floor, contiguous as u64);
         Ok(())
     }

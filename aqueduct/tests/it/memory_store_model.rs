@@ -138,12 +138,11 @@ impl Model {
                 (row.state, row.next_at, row.attempts, row.replay) = (RowState::Parked, now, 0, true);
             }
             Action::Skip if row.state == RowState::Dead(Hold::Block) => row.state = RowState::Dead(Hold::Skip),
-            Action::Skip => return false,
             Action::Discard => row.state = RowState::Discarded,
             Action::Edit(event) if event.key.as_ref() == row.content.key() => {
                 row.content = Content::Event(event.clone());
             }
-            Action::Edit(_) => return false,
+            Action::Skip | Action::Edit(_) => return false,
             other => panic!("{other:?}"),
         }
         row.version += 1;
