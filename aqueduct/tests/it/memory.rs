@@ -174,3 +174,26 @@ async fn a_silent_member_is_struck_off_after_its_lease_and_works_again_when_it_i
     assert!(matches!(arrival, Arrival::Assigned { epoch, .. } if epoch > second), "{arrival:?}");
     assert!(!lease.holds(&clock), "the lease of an ownership that was lost is never renewed");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_is_to_be_given_up_brings_nothing_new() {
+    let clock = Clock::simulated(1);
+    let broker = MemoryBroker::new().partitions(2).clock(clock.clone());
+    let old = join(&broker, &clock).await;
+    for n in 0..2 {
+        let receipt = publish(&broker, Message::new(orders(), "x")).await.unwrap();
+        assert_eq!(receipt.partition.index, n, "messages without a key go round");
+    }
+    let _heir = join(&broker, &clock).await;
+    let mut revoked = Vec::new();
+    let mut from = Vec::new();
+    while let Ok(arrival) = tokio::time::timeout(Duration::from_secs(20), old.next(Room::new(1, &[]))).await {
+        match arrival.unwrap() {
+            Arrival::Revoking { partition, .. } => revoked.push(partition),
+            Arrival::Batch { partition, .. } => from.push(partition),
+            _ => {}
+        }
+    }
+    assert_eq!((revoked.len(), from.len()), (1, 1));
+    assert_ne!(revoked, from);
+}
