@@ -2,6 +2,7 @@
 //!
 //! The [simulator](sim) runs the real engine under faults from a seed. The suites are what every adapter of a port must
 //! pass: told by its abilities what to expect, each case runs on what a factory made for it, and fails by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a suite fails by panicking")]
 
 pub mod bench;
 pub mod broker_suite;

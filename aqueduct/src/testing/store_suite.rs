@@ -100,9 +100,8 @@ impl Owner {
     }
 
     async fn rows(&self) -> Vec<Row> {
-        let mut query = Query::default();
-        query.consumer = Some(self.claim.consumer.clone());
-        query.partition = Some(self.claim.partition.clone());
+        let Claim { consumer, partition, .. } = self.claim.clone();
+        let query = Query { consumer: Some(consumer), partition: Some(partition), ..Query::default() };
         self.store.browse(&query).await.unwrap().into_iter().map(|listed| listed.row).collect()
     }
 

@@ -6,3 +6,5 @@ mod compile;
 mod engine;
 mod format;
 mod memory;
+mod memory_broker_model;
+mod memory_store_model;

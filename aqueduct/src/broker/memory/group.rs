@@ -81,6 +81,14 @@ impl Member {
         self.wake.notify_waiters();
     }
 
+    /// Takes back what it was not told yet of an ownership that is over.
+    fn forget(&mut self, partition: &Partition) {
+        self.notes.retain(|note| match note {
+            Arrival::Assigned { partition: p, .. } | Arrival::Revoking { partition: p, .. } => p != partition,
+            _ => true,
+        });
+    }
+
     fn reads(&self, topic: &Topic) -> bool {
         !self.struck && self.topics.contains(topic)
     }
@@ -115,8 +123,11 @@ impl Part {
     fn take_away(&mut self, partition: &Partition, members: &mut BTreeMap<u64, Member>) {
         let Some(owner) = self.owner.take() else { return };
         owner.lease.renew(Boot(0));
-        if let Some(member) = members.get_mut(&owner.member) {
+        let Some(member) = members.get_mut(&owner.member) else { return };
+        if owner.told {
             member.tell(Arrival::Lost { partition: partition.clone() });
+        } else {
+            member.forget(partition);
         }
     }
 }
@@ -289,15 +300,16 @@ impl Group {
         let part = self.owned(id, partition)?;
         part.epoch = part.epoch.max(above.map_or(0, |epoch| epoch.0));
         part.owner = None;
-        if competing {
+        let again = competing.then(|| {
             part.epoch += 1;
             part.ledger.reopen_of(id);
-            let again = part.assigned(partition, Lease::forever());
-            if let Some(member) = self.members.get_mut(&id) {
-                member.tell(again);
-            }
-            self.wake();
+            part.assigned(partition, Lease::forever())
+        });
+        if let Some(member) = self.members.get_mut(&id) {
+            member.forget(partition);
+            member.notes.extend(again);
         }
+        self.wake();
         self.rebalance(now);
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Ground {
     /// The ground for a case.
     pub fn new(broker: Arc<dyn Broker>, topic: impl Into<Topic>, consumer: impl Into<Text>) -> Self {
         let (topic, consumer) = (topic.into(), consumer.into());
-        Self { broker, topic, consumer, missing: None, clock: Clock::system(), patience: Duration::from_secs(60) }
+        Self { broker, topic, consumer, missing: None, clock: Clock::system(), patience: Duration::from_mins(1) }
     }
 
     async fn join(&self) -> Peer {
@@ -451,7 +451,8 @@ async fn members_share_the_work(ground: Ground) {
         let before = epochs[partition];
         assert!(if competes { owned.epoch == before } else { owned.epoch > before });
     }
-    (one.got.clear(), two.got.clear());
+    one.got.clear();
+    two.got.clear();
     let expected: usize = ground.scatter().await.values().map(Vec::len).sum();
     (one.room, two.room) = (4, 4);
     pump(&mut [&mut one, &mut two], "every message", |peers| peers[0].got.len() + peers[1].got.len() == expected).await;

@@ -139,10 +139,8 @@ impl Peer {
     pub(super) async fn settle_first(&mut self, count: usize) {
         let mut settles = BTreeMap::<Partition, Vec<Settle>>::new();
         for (partition, delivery) in &self.got[..count] {
-            let settle = match self.by_floor {
-                true => Settle::Floor(delivery.ticket.position),
-                false => Settle::Done(delivery.ticket),
-            };
+            let settle =
+                if self.by_floor { Settle::Floor(delivery.ticket.position) } else { Settle::Done(delivery.ticket) };
             settles.entry(partition.clone()).or_default().push(settle);
         }
         for (partition, settles) in settles {
