@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::checker::{Index, Invariant, RunInfo, Truth, Violation};
+use super::checker::{Index, Invariant, RunInfo, Truth, Violation, competing_disturbed};
 use super::history::{EventNo, Instance, Record, Run, What};
 use crate::broker::Ownership;
 use crate::topic::{Partition, Position};
@@ -109,6 +109,9 @@ fn attempts(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> 
 
 /// Failed attempts of an event are at most what the policy allows for each life of its partition's owners.
 fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
+    if competing_disturbed(records, truth) {
+        return Vec::new();
+    }
     let mut failed: BTreeMap<(EventNo, Instance), Vec<usize>> = BTreeMap::new();
     for (n, record) in records.iter().enumerate() {
         if let What::Failed { run } = record.what
@@ -176,7 +179,7 @@ fn disrupted(records: &[Record], instance: Instance, partition: &Partition, trut
             What::Lost { partition: lost } => same && lost == partition,
             // A floor cannot tell the next owner what is done above it.
             What::Released { partition: released } => by_floor && same && released == partition,
-            What::Stopping => by_floor && same,
+            What::Stopping | What::Stopped { .. } => by_floor && same,
             What::Fault { point } => (same && cuts_off(point)) || (!by_floor && point == "deliver/again"),
             What::Effect { run } | What::Failed { run } => {
                 outcome.insert(*run);

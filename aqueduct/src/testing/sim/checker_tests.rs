@@ -351,6 +351,13 @@ fn a_handover_excuses_a_second_effect_only_where_a_floor_is_all_that_is_handed_o
 }
 
 #[test]
+fn one_competitor_may_finish_what_another_has_given_up_only_after_a_disruption() {
+    let mut s = Story::of(1).owned(Ownership::Competing);
+    s.does(0, 0).stores(1, 0, SKIP).leaves(0, SKIP).breaks(Invariant::NoLoss, "dead letter too");
+    s.say(0, What::Frozen).passes();
+}
+
+#[test]
 fn a_frozen_competitor_may_finish_what_another_has_done() {
     let mut s = Story::of(1).owned(Ownership::Competing);
     let run = s.start(0, 0);
