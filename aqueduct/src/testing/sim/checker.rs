@@ -169,10 +169,6 @@ impl Index {
     fn all_published(&self) -> impl Iterator<Item = EventNo> {
         self.homes.keys().copied()
     }
-
-    pub(crate) fn partition_of(&self, event: EventNo) -> Option<&Partition> {
-        self.homes.get(&event).map(|(partition, _)| partition)
-    }
 }
 
 impl Truth {
