@@ -82,7 +82,7 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
             }
             What::Floor { partition, position } => of.retain(|(p, at)| p != partition || at > position),
             What::Assigned { partition, .. } | What::Lost { partition } | What::Released { partition } => {
-                of.retain(|(p, _)| p != partition)
+                of.retain(|(p, _)| p != partition);
             }
             _ => {}
         }

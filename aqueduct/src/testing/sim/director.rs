@@ -1,5 +1,6 @@
 //! Plays a scenario: starts, kills, freezes and stops instances, publishes, waits for the end.
 
+use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,7 +168,7 @@ impl Director {
                 Some(instance) = self.deaths.1.recv() => self.ended(instance),
                 () = tokio::time::sleep_until(next) => {
                     let first = self.agenda.first_entry().filter(|first| first.key().0 <= end);
-                    match first.map(|first| first.remove()) {
+                    match first.map(OccupiedEntry::remove) {
                         None => return,
                         Some(task) => self.carry_out(task).await,
                     }

@@ -143,9 +143,9 @@ impl fmt::Display for Record {
         let at = Duration::from_nanos(self.at.0);
         write!(f, "{:>9.3}s ", at.as_secs_f64())?;
         if self.instance == NOBODY {
-            write!(f, " -  ")?
+            write!(f, " -  ")?;
         } else {
-            write!(f, "#{:<3}", self.instance)?
+            write!(f, "#{:<3}", self.instance)?;
         }
         match &self.what {
             What::Published { event, partition, position } => {
