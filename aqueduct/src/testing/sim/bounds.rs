@@ -174,10 +174,15 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
     found
 }
 
-/// True if a call that tells what is done may still have been on its way at the last of these records.
+/// True if a call that tells what is done may still have been on its way at the last of these records, or the process
+/// had just been thawed and not yet heard what had happened meanwhile.
 fn slow_before(records: &[Record], instance: Instance) -> bool {
     let Some(end) = records.last() else { return false };
-    let slow = |what: &What| matches!(what, What::Fault { point } if cuts_off(point) && point.ends_with("/slow"));
+    let slow = |what: &What| match what {
+        What::Fault { point } => cuts_off(point) && point.ends_with("/slow"),
+        What::Thawed => true,
+        _ => false,
+    };
     records.iter().rev().take_while(|r| end.at.since(r.at) <= SLOW_MAX).any(|r| r.instance == instance && slow(&r.what))
 }
 

@@ -34,8 +34,8 @@ const CONSUMER: &str = "sim";
 /// How often the director looks whether everything is settled.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How much longer than its own limit a graceful stop may take.
-const STOP_MARGIN: Duration = Duration::from_secs(10);
+/// How much longer than its own limit a graceful stop may take: it may be frozen when it is asked.
+const STOP_MARGIN: Duration = Duration::from_secs(20);
 
 /// Makes the router of one life of an instance.
 pub(crate) type MakeRouter = Arc<dyn Fn(&Life) -> Router + Send + Sync>;
