@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::checker::{Index, Invariant, RunInfo, Truth, Violation};
+use super::checker::{Index, Invariant, RunInfo, Truth, Violation, competing_disturbed};
+use super::faults::SLOW_MAX;
 use super::history::{EventNo, Instance, Record, Run, What};
 use crate::broker::Ownership;
 use crate::topic::{Partition, Position};
@@ -81,7 +82,7 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
             }
             What::Floor { partition, position } => of.retain(|(p, at)| p != partition || at > position),
             What::Assigned { partition, .. } | What::Lost { partition } | What::Released { partition } => {
-                of.retain(|(p, _)| p != partition)
+                of.retain(|(p, _)| p != partition);
             }
             _ => {}
         }
@@ -109,6 +110,9 @@ fn attempts(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> 
 
 /// Failed attempts of an event are at most what the policy allows for each life of its partition's owners.
 fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
+    if competing_disturbed(records, truth) {
+        return Vec::new();
+    }
     let mut failed: BTreeMap<(EventNo, Instance), Vec<usize>> = BTreeMap::new();
     for (n, record) in records.iter().enumerate() {
         if let What::Failed { run } = record.what
@@ -151,18 +155,43 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
         let Some((first, by)) = effects.insert(run.event, (n, run)) else { continue };
         let disrupted =
             |from: usize, instance: Instance| disrupted(&records[from..n], instance, &run.partition, truth, index);
-        let excused = match truth.ownership {
-            // Competing instances may have been handed one event at the same time: what delays either of them counts.
-            Ownership::Competing => disrupted(0, by.instance) || disrupted(0, run.instance),
-            // Who stored it may have been cut off before the broker knew.
-            _ => disrupted(first, by.instance) || stored.get(&run.event).is_some_and(|(at, who)| disrupted(*at, *who)),
-        };
+        let excused = slow_before(&records[..=first], by.instance)
+            || match truth.ownership {
+                // Competing instances may have been handed one event at the same time: what delays either of them counts.
+                Ownership::Competing => disrupted(0, by.instance) || disrupted(0, run.instance),
+                // Who stored it may have been cut off before the broker knew.
+                Ownership::Floor if hands_over(&records[..n], by) => true,
+                _ => {
+                    disrupted(first, by.instance)
+                        || stored.get(&run.event).is_some_and(|(at, who)| disrupted(*at, *who))
+                }
+            };
         if !excused {
             let text = format!("{} took effect twice without a crash, timeout or disconnect", truth.name(run.event));
             found.push(Violation::new(Invariant::Bounds, text, [first, n]));
         }
     }
     found
+}
+
+/// True if a call that tells what is done may still have been on its way at the last of these records, or the process
+/// had just been thawed and not yet heard what had happened meanwhile.
+fn slow_before(records: &[Record], instance: Instance) -> bool {
+    let Some(end) = records.last() else { return false };
+    let slow = |what: &What| match what {
+        What::Fault { point } => cuts_off(point) && point.ends_with("/slow"),
+        What::Thawed => true,
+        _ => false,
+    };
+    records.iter().rev().take_while(|r| end.at.since(r.at) <= SLOW_MAX).any(|r| r.instance == instance && slow(&r.what))
+}
+
+/// True if the owner stops, or gives the partition up: a floor cannot tell the next one what is done above it.
+fn hands_over(records: &[Record], run: &RunInfo) -> bool {
+    records[run.record..].iter().any(|r| match &r.what {
+        What::Released { partition } => r.instance == run.instance && *partition == run.partition,
+        _ => false,
+    }) || records.iter().any(|r| r.instance == run.instance && r.what == What::Stopping)
 }
 
 /// True if something happened to an instance, and its work on a partition, that excuses a repeat.
@@ -174,9 +203,6 @@ fn disrupted(records: &[Record], instance: Instance, partition: &Partition, trut
         match &record.what {
             What::Crashed | What::Frozen | What::Stopped { error: Some(_) } => same,
             What::Lost { partition: lost } => same && lost == partition,
-            // A floor cannot tell the next owner what is done above it.
-            What::Released { partition: released } => by_floor && same && released == partition,
-            What::Stopping => by_floor && same,
             What::Fault { point } => (same && cuts_off(point)) || (!by_floor && point == "deliver/again"),
             What::Effect { run } | What::Failed { run } => {
                 outcome.insert(*run);

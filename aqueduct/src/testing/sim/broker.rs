@@ -72,7 +72,9 @@ impl Membership for FaultyMembership {
     fn settle<'a>(&'a self, partition: &'a Partition, settles: &'a [Settle]) -> BoxFuture<'a, Result<(), BrokerError>> {
         Box::pin(async move {
             self.faults.life().alive().await;
-            settles.iter().for_each(|settle| self.note(partition, settle));
+            for settle in settles {
+                self.note(partition, settle);
+            }
             let real: Vec<Settle> = settles.iter().filter_map(|settle| self.real(settle)).collect();
             let work = self.inner.settle(partition, &real);
             self.faults.through(Port::Broker, &["settle"], work, BrokerError::Unavailable).await

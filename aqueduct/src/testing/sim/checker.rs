@@ -169,10 +169,6 @@ impl Index {
     fn all_published(&self) -> impl Iterator<Item = EventNo> {
         self.homes.keys().copied()
     }
-
-    pub(crate) fn partition_of(&self, event: EventNo) -> Option<&Partition> {
-        self.homes.get(&event).map(|(partition, _)| partition)
-    }
 }
 
 impl Truth {
@@ -253,6 +249,8 @@ fn no_loss(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
         let mut tell = |text: String, records: Vec<usize>| found.push(Violation::new(Invariant::NoLoss, text, records));
         match (effect, left) {
             (None, None) if !discarded => tell(format!("{name} is lost: no effect, dead letter or discard"), vec![]),
+            // One competitor may finish what another, to whom it was given as well, has given up.
+            (Some(_), Some((_, RowState::Dead(_)))) if competing_disturbed(records, truth) => {}
             (Some(e), Some((l, RowState::Dead(_)))) => {
                 tell(format!("{name} has an effect and is a dead letter too"), vec![*e, *l]);
             }
@@ -267,6 +265,12 @@ fn no_loss(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// True if competing instances may have been given the same delivery, or counted its attempts differently.
+pub(crate) fn competing_disturbed(records: &[Record], truth: &Truth) -> bool {
+    let disturbs = |what: &What| matches!(what, What::Crashed | What::Frozen | What::Fault { .. });
+    truth.ownership == Ownership::Competing && records.iter().any(|record| disturbs(&record.what))
 }
 
 /// I6, at every acknowledgement, which is before any crash that could follow it.

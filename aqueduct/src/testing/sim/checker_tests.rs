@@ -290,7 +290,9 @@ fn concurrency_is_a_limit() {
     let mut s = Story::of(6);
     s.does(0, 0).does(0, 1).does(0, 2);
     let runs = [s.start(0, 3), s.start(0, 4), s.start(0, 5)];
-    runs.map(|run| drop(s.say(0, What::Effect { run }).end(0, run)));
+    for run in runs {
+        s.say(0, What::Effect { run }).end(0, run);
+    }
     s.breaks(Invariant::Bounds, "instance 0 runs 3, its limit is 2");
 }
 
@@ -299,12 +301,16 @@ fn the_buffer_is_a_limit() {
     let mut s = Story::of(6);
     let positions: Vec<Position> = (0..6).map(place).collect();
     s.say(0, What::Delivered { partition: partition(), positions: positions.clone() });
-    (0..6).for_each(|e| drop(s.does(0, e)));
+    for event in 0..6 {
+        s.does(0, event);
+    }
     s.breaks(Invariant::Bounds, "holds 6, its limit is 5");
     let mut s = Story::of(6);
     s.say(0, What::Delivered { partition: partition(), positions: positions[..4].to_vec() }).does(0, 0).does(0, 1);
     s.say(0, What::Delivered { partition: partition(), positions: positions[4..].to_vec() });
-    (2..6).for_each(|e| drop(s.does(0, e)));
+    for event in 2..6 {
+        s.does(0, event);
+    }
     s.passes();
     s.say(0, What::Overfull { deliveries: 9 }).breaks(Invariant::Bounds, "9 deliveries");
 }
@@ -335,7 +341,9 @@ fn a_second_effect_needs_a_disruption_that_involves_it() {
         What::Stopped { error: Some("abandoned".into()) },
         What::Fault { point: "settle/after".into() },
     ];
-    excuses.map(|what| Story::of(1).does(0, 0).say(0, what).does(1, 0).passes());
+    for what in excuses {
+        Story::of(1).does(0, 0).say(0, what).does(1, 0).passes();
+    }
     let mut s = Story::of(5);
     let hanging = s.start(0, 4);
     s.does(0, 0).end(0, hanging).does(1, 0).does(1, 4).does(1, 1).does(1, 2).does(1, 3).passes();
@@ -348,6 +356,13 @@ fn a_handover_excuses_a_second_effect_only_where_a_floor_is_all_that_is_handed_o
         let mut s = Story::of(1).owned(Ownership::AckEach);
         s.does(0, 0).say(0, what).does(1, 0).breaks(Invariant::Bounds, "took effect twice");
     }
+}
+
+#[test]
+fn one_competitor_may_finish_what_another_has_given_up_only_after_a_disruption() {
+    let mut s = Story::of(1).owned(Ownership::Competing);
+    s.does(0, 0).stores(1, 0, SKIP).leaves(0, SKIP).breaks(Invariant::NoLoss, "dead letter too");
+    s.say(0, What::Frozen).passes();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Plays a scenario: starts, kills, freezes and stops instances, publishes, waits for the end.
 
+use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +34,8 @@ const CONSUMER: &str = "sim";
 /// How often the director looks whether everything is settled.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How much longer than its own limit a graceful stop may take.
-const STOP_MARGIN: Duration = Duration::from_secs(10);
+/// How much longer than its own limit a graceful stop may take: it may be frozen when it is asked.
+const STOP_MARGIN: Duration = Duration::from_secs(20);
 
 /// Makes the router of one life of an instance.
 pub(crate) type MakeRouter = Arc<dyn Fn(&Life) -> Router + Send + Sync>;
@@ -167,7 +168,7 @@ impl Director {
                 Some(instance) = self.deaths.1.recv() => self.ended(instance),
                 () = tokio::time::sleep_until(next) => {
                     let first = self.agenda.first_entry().filter(|first| first.key().0 <= end);
-                    match first.map(|first| first.remove()) {
+                    match first.map(OccupiedEntry::remove) {
                         None => return,
                         Some(task) => self.carry_out(task).await,
                     }

@@ -36,6 +36,9 @@ pub const CALLS: [&str; 16] = [
 /// Calls in one life, after which the instance is taken to run in circles and gets no more answers.
 const CALLS_MAX: u32 = 20_000;
 
+/// The longest that a call is kept waiting.
+pub(crate) const SLOW_MAX: Duration = Duration::from_secs(4);
+
 /// Which system a call goes to: each has its own delays and outages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Port {
@@ -53,7 +56,7 @@ pub(crate) struct Plan {
     pub(crate) fail_before: u32,
     /// Of a thousand calls so many fail though they have taken effect.
     pub(crate) fail_after: u32,
-    /// Of a thousand calls so many take up to [`slow_max`](Self::slow_max).
+    /// Of a thousand calls so many take up to `slow_max`, in each direction.
     pub(crate) slow: u32,
     pub(crate) slow_max: Duration,
     /// Of a thousand batches so many repeat a delivery.
@@ -134,13 +137,13 @@ impl Faults {
         work: impl Future<Output = Result<T, E>>,
         error: fn(BoxError) -> E,
     ) -> Result<T, E> {
-        self.delay(port).await;
+        self.delay(port, calls).await;
         if let Some(fault) = self.fault_before(port, calls) {
             return Err(error(fault));
         }
         let answer = work.await;
         self.pass(calls, "after").await;
-        self.delay(port).await;
+        self.delay(port, calls).await;
         match self.fault_after(calls) {
             Some(fault) => Err(error(fault)),
             None => answer,
@@ -187,7 +190,7 @@ impl Faults {
         for call in calls {
             let point = format!("{call}/{side}");
             self.0.reached.count(&point);
-            if let Some((at, nth)) = self.0.plan.crash_at.as_ref().filter(|(at, _)| *at == point) {
+            if let Some((_, nth)) = self.0.plan.crash_at.as_ref().filter(|(at, _)| *at == point) {
                 let mut state = self.0.state.lock();
                 state.crash_count += 1;
                 dies |= state.crash_count == *nth && self.shaky();
@@ -226,16 +229,22 @@ impl Faults {
         Duration::from_millis(self.0.state.lock().rng.u64(0..=ms))
     }
 
-    async fn delay(&self, port: Port) {
+    async fn delay(&self, port: Port, calls: &[&'static str]) {
         let plan = &self.0.plan;
-        let max = match port {
-            _ if self.chance(plan.slow) => plan.slow_max,
-            Port::Broker => plan.broker_latency,
-            Port::Store => plan.store_latency,
+        let span = if self.chance(plan.slow) {
+            self.note(calls, "slow");
+            self.span(plan.slow_max)
+        } else {
+            self.span(if port == Port::Broker { plan.broker_latency } else { plan.store_latency })
         };
-        let span = self.span(max);
         if !span.is_zero() {
             tokio::time::sleep(span).await;
+        }
+    }
+
+    fn note(&self, calls: &[&'static str], how: &str) {
+        for call in calls {
+            self.0.life.note(What::Fault { point: format!("{call}/{how}") });
         }
     }
 
@@ -255,9 +264,7 @@ impl Faults {
     }
 
     fn fault(&self, calls: &[&'static str], side: &str) -> BoxError {
-        for call in calls {
-            self.0.life.note(What::Fault { point: format!("{call}/{side}") });
-        }
+        self.note(calls, side);
         format!("a simulated fault {side} {}", calls.join(", ")).into()
     }
 }

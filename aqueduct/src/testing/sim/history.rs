@@ -132,16 +132,6 @@ impl History {
         &self.0.clock
     }
 
-    /// How many records there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.log.lock().records.len()
-    }
-
-    /// Hands the records from `from` on to `see`.
-    pub(crate) fn read_from(&self, from: usize, mut see: impl FnMut(&Record)) {
-        self.0.log.lock().records[from..].iter().for_each(&mut see);
-    }
-
     /// All records; what is noted afterwards is lost with the history.
     pub(crate) fn take(&self) -> Vec<Record> {
         std::mem::take(&mut self.0.log.lock().records)
@@ -153,9 +143,9 @@ impl fmt::Display for Record {
         let at = Duration::from_nanos(self.at.0);
         write!(f, "{:>9.3}s ", at.as_secs_f64())?;
         if self.instance == NOBODY {
-            write!(f, " -  ")?
+            write!(f, " -  ")?;
         } else {
-            write!(f, "#{:<3}", self.instance)?
+            write!(f, "#{:<3}", self.instance)?;
         }
         match &self.what {
             What::Published { event, partition, position } => {

@@ -104,9 +104,9 @@ impl Stage {
         };
         let (tried, done) = {
             let mut progress = self.0.progress.lock();
-            let tries = progress.tries.entry(number).or_default();
-            let tried = *tries;
-            *tries = tries.saturating_add(1);
+            let count = progress.tries.entry(number).or_default();
+            let tried = *count;
+            *count = tried.saturating_add(1);
             (tried, progress.done.contains(&number))
         };
         if !done {

@@ -46,7 +46,9 @@ impl Store for FaultyStore {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         let work = async move {
             self.inner.bury(consumer, partition, rows).await?;
-            rows.iter().for_each(|row| note_row(self.faults.life(), partition, row));
+            for row in rows {
+                note_row(self.faults.life(), partition, row);
+            }
             Ok(())
         };
         Box::pin(self.faults.through(Port::Store, &["bury"], work, StoreError::Unavailable))
@@ -122,7 +124,11 @@ fn call_of(op: &Op) -> &'static str {
 fn note_op(life: &Life, partition: &Partition, op: &Op, answer: Applied) {
     let partition = partition.clone();
     match op {
-        Op::Put(rows) => rows.iter().for_each(|row| note_row(life, &partition, row)),
+        Op::Put(rows) => {
+            for row in rows {
+                note_row(life, &partition, row);
+            }
+        }
         Op::Append { row, .. } if matches!(answer, Applied::Appended) => note_row(life, &partition, row),
         Op::Append { row, .. } => life.note(What::Known { partition, position: row.place.position }),
         Op::Finish(row) => life.note(What::Finished { partition, position: row.place.position }),

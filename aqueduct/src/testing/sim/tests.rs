@@ -22,3 +22,20 @@ fn a_run_without_faults_has_no_crash() {
     assert_eq!(report.crashes, 0);
     assert!(report.events >= 20 && report.attempts >= report.events / 2, "{report}");
 }
+
+#[test]
+fn the_seeds_of_one_sitting_keep_every_promise() {
+    (0..300).for_each(|seed| run(seed).assert_ok());
+}
+
+#[test]
+fn a_crash_comes_at_the_point_that_was_named() {
+    use crate::broker::Ownership;
+    let report = super::run::run_crash(1, Ownership::Floor, "settle/before", 1);
+    report.assert_ok();
+    assert!(report.points.contains("settle/before"));
+    assert_eq!(report.crashes, 1, "{report}");
+    let report = super::run::run_crash(1, Ownership::Floor, "bury/before", 1);
+    assert!(!report.points.contains("bury/before"), "only competing consumers bury");
+    assert_eq!(report.crashes, 0, "{report}");
+}

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::faults::{CALLS, Plan, Port};
+use super::faults::{CALLS, Plan, Port, SLOW_MAX};
 use super::script::Script;
 use crate::broker::Ownership;
 use crate::broker::memory::LeaseTimes;
 use crate::clock::Boot;
+#[cfg(test)]
 use crate::engine::planted::Planted;
 use crate::event::Event;
 use crate::policy::Policy;
@@ -37,6 +38,7 @@ pub(crate) struct Scenario {
     pub(crate) faults: FaultsDrawn,
     pub(crate) steps: Vec<(Duration, Step)>,
     pub(crate) calm_at: Duration,
+    #[cfg(test)]
     pub(crate) planted: Option<Planted>,
 }
 
@@ -124,6 +126,7 @@ impl Scenario {
             faults: draw_faults(&mut rng, lean, calm_at),
             steps: draw_steps(&mut rng, instances, calm_at),
             calm_at,
+            #[cfg(test)]
             planted: None,
         };
         scenario.patience = scenario.patience();
@@ -281,7 +284,7 @@ fn draw_faults(rng: &mut Rng, lean: Lean, calm_at: Duration) -> FaultsDrawn {
         fail_before: some(rng, 40),
         fail_after: some(rng, 40),
         slow: some(rng, 30),
-        slow_max: ms(rng, 100, 4_000),
+        slow_max: ms(rng, 100, 4_000).min(SLOW_MAX),
         again: some(rng, 150),
         broker_latency: Duration::from_millis([0, 0, 3, 25][rng.usize(0..4)]),
         store_latency: Duration::from_millis(latencies[rng.usize(0..4)]),
