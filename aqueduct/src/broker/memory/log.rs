@@ -57,6 +57,8 @@ impl TopicLog {
             return Err(BrokerError::Full { topic: self.topic.clone() });
         }
         let partition = self.choose(&message);
+        // Bytes that own a vector become shared, with an allocation, when they are cloned first: here, not at delivery.
+        message = message.clone();
         message.stored_at = Some(now);
         let log = &mut self.partitions[partition];
         let position = log.end();
