@@ -135,7 +135,10 @@ fn work(plan: &Plan, running: &Running, results: &Sender<Ran>) {
 
 fn run(seed: u64) -> Ran {
     match catch_unwind(|| sim::run(seed)) {
-        Ok(report) => Ran { seed, report: report.to_string(), failures: report.failures },
+        Ok(report) => {
+            let failures = report.failures.iter().map(ToString::to_string).collect();
+            Ran { seed, report: report.to_string(), failures }
+        }
         Err(_) => Ran { seed, report: String::new(), failures: vec![LAST_PANIC.with_borrow(Clone::clone)] },
     }
 }
