@@ -16,6 +16,8 @@ use clap::Parser;
 
 /// Failing seeds after which no new one is begun.
 const FAILURES_MAX: usize = 20;
+/// Broken promises shown of a failing seed.
+const LINES_MAX: usize = 5;
 /// A seed that takes longer hangs.
 const HANG: Duration = Duration::from_mins(1);
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
@@ -157,10 +159,10 @@ fn collect(results: &Receiver<Ran>, plan: &Plan, running: &Running, whole: bool,
                 if !ran.failures.is_empty() {
                     print_failed(&ran);
                     tally.failed.push(ran.seed);
-                }
-                if tally.failed.len() == FAILURES_MAX {
-                    println!("{FAILURES_MAX} seeds have failed: no more are begun");
-                    plan.stop();
+                    if tally.failed.len() == FAILURES_MAX {
+                        println!("{FAILURES_MAX} seeds have failed: no more are begun");
+                        plan.stop();
+                    }
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -179,8 +181,11 @@ fn collect(results: &Receiver<Ran>, plan: &Plan, running: &Running, whole: bool,
 
 fn print_failed(ran: &Ran) {
     println!("seed {} FAILED: {}", ran.seed, replay(ran.seed));
-    for failure in &ran.failures {
+    for failure in ran.failures.iter().take(LINES_MAX) {
         println!("    {failure}");
+    }
+    if let Some(more) = ran.failures.len().checked_sub(LINES_MAX).filter(|more| *more > 0) {
+        println!("    and {more} more");
     }
 }
 
