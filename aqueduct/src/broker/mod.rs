@@ -195,7 +195,8 @@ impl<'a> Room<'a> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Arrival {
-    /// This instance owns a partition from now on. Its deliveries follow after the position.
+    /// This instance owns a partition from now on. Its deliveries follow after the floor. For a partition that is owned
+    /// already it is a new ownership: what was in hand under the old one is forgotten and comes again.
     Assigned {
         /// The partition.
         partition: Partition,
@@ -205,6 +206,12 @@ pub enum Arrival {
         floor: Option<Position>,
         /// Until when the ownership holds.
         lease: Lease,
+    },
+    /// What earlier owners had in hand of a partition, unsettled, has come again. Only with [`Ownership::AckEach`], once
+    /// after each `Assigned`: until then no parked event runs, lest it overtake one that is still to come.
+    Resumed {
+        /// The partition.
+        partition: Partition,
     },
     /// Deliveries of one partition; on owned partitions in the order of their positions, but for those that come again.
     Batch {
@@ -219,6 +226,14 @@ pub enum Arrival {
         partition: Partition,
         /// By then it goes to another.
         until: Boot,
+    },
+    /// The partition cannot be worked on: it was deleted, made anew or restored, or events of it are gone unread. It is
+    /// given up, and [`Health`](crate::Health) says why, until it is assigned again.
+    Stopped {
+        /// The partition.
+        partition: Partition,
+        /// What happened, and the command to go on.
+        why: String,
     },
     /// The partition is gone: nothing of it can be settled any more.
     Lost {

@@ -14,7 +14,7 @@ use super::planted::Planted;
 use super::settle::{Case, End, Step, settle};
 use super::writer::After;
 use crate::broker::{Ownership, Settle};
-use crate::error::{BrokerError, Fault, StoreError};
+use crate::error::{BrokerError, Fault};
 use crate::policy::Policy;
 use crate::router::Unknown;
 use crate::store::{HISTORY_MAX, Hold, Next, Op, RowRef, RowState};
@@ -187,23 +187,22 @@ impl Core {
     fn bury(&mut self, slot: u32, lane: LaneRef, row: crate::store::Row) {
         let Some(owned) = self.owned.get(&slot) else { return };
         let (store, mailbox, partition) = (Arc::clone(&self.store), Arc::clone(&self.mailbox), owned.partition.clone());
-        let consumer = self.settings.name.clone();
+        let (consumer, clock, errors) =
+            (self.settings.name.clone(), self.clock.clone(), self.metrics.store_errors.clone());
         self.errands.push(self.tasks.spawn(async move {
-            let result = store.bury(&consumer, &partition, std::slice::from_ref(&row)).await;
-            mailbox.push(Note::Buried { slot, lane, result });
+            while let Err(error) = store.bury(&consumer, &partition, std::slice::from_ref(&row)).await {
+                errors.increment(1);
+                tracing::warn!(%partition, %error, "the store does not take a dead letter; it is tried again and nothing is lost");
+                tokio::time::sleep(Duration::from_millis(200) + clock.jitter(Duration::from_millis(800))).await;
+            }
+            mailbox.push(Note::Buried { slot, lane });
         }));
     }
 
-    pub(super) fn buried(&mut self, slot: u32, lane: LaneRef, result: Result<(), StoreError>) {
-        let Some((key, Head::Writing)) = self.lanes.look(lane) else { return };
-        let Some(position) = self.lanes.head(lane).map(|item| item.place.position) else { return };
-        match result {
-            Ok(()) => self.finish_head(slot, lane, position),
-            Err(error) => {
-                self.metrics.store_errors.increment(1);
-                tracing::warn!(%error, "the store does not take a dead letter; the event goes back to the broker");
-                self.give_back(key, lane, Duration::from_secs(1));
-            }
+    pub(super) fn buried(&mut self, slot: u32, lane: LaneRef) {
+        if let (Some((_, Head::Writing)), Some(item)) = (self.lanes.look(lane), self.lanes.head(lane)) {
+            let position = item.place.position;
+            self.finish_head(slot, lane, position);
         }
     }
 
@@ -229,11 +228,12 @@ impl Core {
             self.buffered -= 1;
             let ordered = self.ownership == Ownership::AckEach && !self.planted(Planted::HeadWithoutTail);
             if let Some(owned) = self.owned.get_mut(&key.slot).filter(|_| ordered) {
-                owned.returned.lanes.entry(key.lane).or_default().insert(item.place);
+                owned.returned.close(key.lane, item.place);
                 owned.returned.tries.insert(item.place, (item.attempts, item.failures));
             }
             self.return_delivery(key.slot, item.place, delay);
         }
+        self.admit_held(key.slot);
     }
 
     /// Gives one delivery back.
@@ -272,10 +272,10 @@ impl Core {
         route.and_then(|id| self.workers.app.route(id).policy.as_ref()).unwrap_or(&self.settings.policy)
     }
 
-    /// True if giving the head's delivery back brings no other event again.
-    fn alone(&mut self, slot: u32, lane: LaneRef) -> bool {
-        let Some(position) = self.lanes.head(lane).map(|item| item.place.position) else { return true };
-        self.owned.get(&slot).is_none_or(|owned| owned.ledger.is_alone(position))
+    /// True if giving the lane's deliveries back brings no other event again, and leaves none of the lane behind.
+    fn alone(&self, slot: u32, lane: LaneRef) -> bool {
+        let Some(owned) = self.owned.get(&slot).filter(|_| self.ownership == Ownership::AckEach) else { return true };
+        owned.held.is_empty() && self.lanes.items(lane).all(|item| owned.ledger.is_alone(item.place.position))
     }
 
     /// One event of a delivery is settled.
@@ -322,10 +322,7 @@ impl Core {
         settling.count = 0;
         let mut settles = std::mem::take(&mut settling.settles);
         if self.ownership == Ownership::Floor {
-            #[cfg(test)]
             let floor = if highest { owned.ledger.highest_settled() } else { owned.ledger.floor() };
-            #[cfg(not(test))]
-            let floor = owned.ledger.floor().filter(|_| !highest);
             if floor > settling.told_floor {
                 settles.extend(floor.map(Settle::Floor));
             }

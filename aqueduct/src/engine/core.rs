@@ -210,7 +210,7 @@ impl Core {
                 Note::Applied { slot, result } => self.applied(slot, result),
                 Note::Due { slot, result } => self.due_answered(slot, result),
                 Note::Settled { slot, result } => self.settled(slot, result),
-                Note::Buried { slot, lane, result } => self.buried(slot, lane, result),
+                Note::Buried { slot, lane } => self.buried(slot, lane),
                 Note::Released { slot } => self.released(slot),
             }
         }
@@ -281,7 +281,7 @@ impl Core {
     /// Lets lanes go on that were ready while their partition might not start anything.
     fn resume(&mut self, slot: u32) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
-        if owned.suspended.is_empty() || !owned.may_start(&self.clock) {
+        if owned.suspended.is_empty() || !owned.guard.holds(&self.clock) {
             return;
         }
         for lane in std::mem::take(&mut owned.suspended) {
@@ -292,9 +292,6 @@ impl Core {
 
     /// Starts what may start.
     fn dispatch(&mut self, now: Instant) {
-        if self.stop.is_asked() {
-            return;
-        }
         let mut jobs = std::mem::take(&mut self.jobs);
         while let Some(lane) = self.scheduler.next(now) {
             match self.start(lane, now) {
@@ -315,12 +312,12 @@ impl Core {
     fn start(&mut self, lane: LaneRef, now: Instant) -> Option<Job> {
         let (key, Head::Waiting) = self.lanes.look(lane)? else { return None };
         let owned = self.owned.get_mut(&key.slot)?;
-        if !owned.may_start(&self.clock) || self.runs.has_orphan(&owned.partition, key) {
+        let item = self.lanes.head(lane)?;
+        if !owned.may_start(item, &self.clock) || self.runs.has_orphan(&owned.partition, key) {
             self.lanes.set(lane, Head::Suspended);
             owned.suspended.push(lane);
             return None;
         }
-        let item = self.lanes.head(lane)?;
         let Some(route) = item.target.route() else {
             self.unroutable(key, lane);
             return None;
@@ -364,8 +361,8 @@ impl Core {
 
     /// An attempt that does not count: its event is the next of its lane again.
     fn back_to_front(&mut self, key: LaneKey, lane: LaneRef) {
-        let Some(owned) = self.owned.get_mut(&key.slot) else { return };
-        if owned.may_start(&self.clock) && !self.stop.is_asked() {
+        let (Some(owned), Some(item)) = (self.owned.get_mut(&key.slot), self.lanes.head(lane)) else { return };
+        if owned.may_start(item, &self.clock) && !self.stop.is_cancelling() {
             self.lanes.set(lane, Head::Waiting);
             self.scheduler.first(lane);
         } else {

@@ -30,8 +30,8 @@ impl Core {
             return self.take_over(slot);
         }
         let poll = owned.due.poll_at.is_none_or(|at| at <= now);
-        let due = room > 0 && owned.due.next_at.is_some_and(|at| at <= wall);
-        if !(poll || due) || owned.due.asking.is_some() || !owned.may_start(&self.clock) || owned.writer.is_failing() {
+        let due = room > 0 && owned.due.resumed && owned.due.next_at.is_some_and(|at| at <= wall);
+        if !(poll || due) || owned.due.asking.is_some() || !owned.is_open(&self.clock) || owned.writer.is_failing() {
             return;
         }
         owned.due.touched.clear();
@@ -89,7 +89,11 @@ impl Core {
         if owned.due.busy.contains(&row.place) {
             return;
         }
-        if !room || owned.due.touched.contains(&row.place) {
+        if self.ownership == Ownership::AckEach && owned.parked.is_appending(row.lane) {
+            // What is being inserted may belong before it; when it is in, the store is asked again.
+            return;
+        }
+        if !room || !owned.due.resumed || owned.due.touched.contains(&row.place) {
             return owned.due.by(Some(now));
         }
         let Row { place, lane, content, version, attempts, replay, .. } = row;

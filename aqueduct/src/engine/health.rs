@@ -24,7 +24,7 @@ pub struct Health(Arc<Mutex<State>>);
 struct State {
     stage: Stage,
     broker: Option<String>,
-    stores: BTreeMap<Partition, String>,
+    partitions: BTreeMap<Partition, String>,
     waiting: BTreeMap<Partition, &'static str>,
     stuck: usize,
 }
@@ -40,8 +40,8 @@ enum Stage {
 
 impl Health {
     pub(crate) fn new() -> Self {
-        let (stage, stores, waiting) = (Stage::New, BTreeMap::new(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(State { stage, broker: None, stores, waiting, stuck: 0 })))
+        let (stage, partitions, waiting) = (Stage::New, BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(State { stage, broker: None, partitions, waiting, stuck: 0 })))
     }
 
     /// True until it has stopped: a process that is not live should be restarted.
@@ -52,7 +52,7 @@ impl Health {
     /// True while events are being handled: started, and broker and store answer. One key that waits does not count.
     pub fn is_ready(&self) -> bool {
         let state = self.0.lock();
-        state.stage == Stage::Serving && state.broker.is_none() && state.stores.is_empty()
+        state.stage == Stage::Serving && state.broker.is_none() && state.partitions.is_empty()
     }
 
     /// Why it is not ready, or what is wrong though it is; empty if all is well.
@@ -67,7 +67,7 @@ impl Health {
             Stage::Serving => {}
         }
         reasons.extend(state.broker.clone());
-        reasons.extend(state.stores.iter().map(|(partition, why)| format!("{partition}: {why}")));
+        reasons.extend(state.partitions.iter().map(|(partition, why)| format!("{partition}: {why}")));
         reasons.extend(state.waiting.iter().map(|(partition, why)| format!("{partition}: {why}")));
         if state.stuck > 0 {
             reasons.push(format!("{} attempts run longer than the stall threshold", state.stuck));
@@ -100,11 +100,11 @@ impl Health {
     }
 
     pub(crate) fn store_failing(&self, partition: &Partition, error: &StoreError) {
-        self.0.lock().stores.insert(partition.clone(), error.to_string());
+        self.0.lock().partitions.insert(partition.clone(), error.to_string());
     }
 
     pub(crate) fn store_well(&self, partition: &Partition) {
-        self.0.lock().stores.remove(partition);
+        self.0.lock().partitions.remove(partition);
     }
 
     pub(crate) fn waits(&self, partition: &Partition, why: &'static str) {
@@ -118,6 +118,10 @@ impl Health {
     pub(crate) fn forget(&self, partition: &Partition) {
         self.store_well(partition);
         self.waits_no_more(partition);
+    }
+
+    pub(crate) fn stopped_partition(&self, partition: &Partition, why: String) {
+        self.0.lock().partitions.insert(partition.clone(), why);
     }
 
     pub(crate) fn stuck(&self, count: usize) {

@@ -1,6 +1,7 @@
 //! Intake: what comes in from the broker, up to its lane.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::Core;
 use super::item::{Item, Target};
@@ -21,6 +22,9 @@ use crate::router::Found;
 use crate::store::{Claim, Content, Late, Op, Row, RowState, TakeOver};
 use crate::topic::{Epoch, LaneId, Partition, Place, Position, Text};
 
+/// When a delivery comes again that was given back because others of its key must come first.
+const RETURN_DELAY: Duration = Duration::from_millis(50);
+
 impl Core {
     pub(super) fn arrive(&mut self, arrival: Arrival) {
         match arrival {
@@ -34,14 +38,23 @@ impl Core {
                     self.bound_floor(slot);
                 }
             }
-            Arrival::Revoking { partition, until } => {
+            Arrival::Resumed { partition } => {
                 if let Some(owned) = self.slots.get(&partition).and_then(|slot| self.owned.get_mut(slot)) {
-                    if owned.stage != Stage::Releasing {
-                        owned.stage = Stage::Draining { until };
-                    }
-                    self.update_paused();
+                    owned.due.resumed = true;
                     self.soon();
                 }
+            }
+            Arrival::Revoking { partition, until } => {
+                if let Some(&slot) = self.slots.get(&partition) {
+                    self.close_partition(slot, Stage::Draining { until });
+                }
+            }
+            Arrival::Stopped { partition, why } => {
+                if let Some(&slot) = self.slots.get(&partition) {
+                    tracing::error!(%partition, why, "the partition is stopped");
+                    self.drop_partition(slot);
+                }
+                self.health.stopped_partition(&partition, why);
             }
             Arrival::Lost { partition } => {
                 if let Some(&slot) = self.slots.get(&partition) {
@@ -68,10 +81,11 @@ impl Core {
             ledger: Ledger::new(floor, self.ownership != Ownership::Competing),
             parked: ParkedKeys::default(),
             writer: Writer::default(),
-            due: DueState::default(),
+            due: DueState { resumed: self.ownership != Ownership::AckEach, ..DueState::default() },
             settling: Settling { told_floor: floor, ..Settling::default() },
             returned: Returned::default(),
             held: std::collections::VecDeque::new(),
+            finish_below: None,
             suspended: Vec::new(),
             lapsed: false,
         });
@@ -116,9 +130,7 @@ impl Core {
                 self.metrics.store_errors.increment(1);
                 tracing::warn!(partition = %owned.partition, %error, "the partition does not start: the store cannot be read");
                 self.health.store_failing(&owned.partition, &error);
-                let at = self.now
-                    + std::time::Duration::from_millis(200)
-                    + self.clock.jitter(std::time::Duration::from_millis(300));
+                let at = self.now + Duration::from_millis(200) + self.clock.jitter(Duration::from_millis(300));
                 owned.writer.retry_at = Some(at);
                 self.wake_by(at);
             }
@@ -222,7 +234,7 @@ impl Core {
         if self.ownership == Ownership::AckEach {
             if owned.returned.closed_for(lane, item.place) {
                 self.buffered -= 1;
-                return self.return_delivery(slot, item.place, std::time::Duration::from_millis(50));
+                return self.return_delivery(slot, item.place, RETURN_DELAY);
             }
             if let Some((attempts, failures)) = owned.returned.tries.remove(&item.place) {
                 (item.attempts, item.failures) = (attempts, failures);
@@ -236,6 +248,13 @@ impl Core {
         let full = self.lanes.find(key).is_some_and(|l| self.lanes.count(l) >= self.settings.buffer_per_key);
         if full && self.has_store && self.ownership != Ownership::Competing {
             return self.spill(key, item);
+        }
+        let alone = owned.ledger.is_alone(item.place.position);
+        if full && alone && owned.held.is_empty() && self.ownership == Ownership::AckEach {
+            // The broker keeps what does not fit; the key is closed above it until it has come again.
+            self.buffered -= 1;
+            owned.returned.close(lane, item.place);
+            return self.return_delivery(slot, item.place, RETURN_DELAY);
         }
         if full || !owned.held.is_empty() {
             owned.held.push_back(item);

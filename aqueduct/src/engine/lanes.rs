@@ -110,6 +110,16 @@ impl Lanes {
         self.get(lane).map_or(0, |l| l.len as usize)
     }
 
+    /// All events of the lane, in order.
+    pub(crate) fn items(&self, lane: LaneRef) -> impl Iterator<Item = &Item> {
+        let mut node = self.get(lane).map_or(NONE, |l| l.first);
+        std::iter::from_fn(move || {
+            let Node { item, next } = self.nodes.get(node as usize)?;
+            node = *next;
+            item.as_ref()
+        })
+    }
+
     /// Takes the head off; the lane stays if there are more, its head waiting.
     pub(crate) fn pop(&mut self, lane: LaneRef) -> Option<Item> {
         let first = self.get(lane)?.first;

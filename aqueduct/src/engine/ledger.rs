@@ -125,8 +125,7 @@ impl Ledger {
         self.floor
     }
 
-    /// The highest settled position, settled below or not: what a wrong implementation would call the floor.
-    #[cfg(test)]
+    /// The highest settled position, whatever is unsettled below it.
     pub(crate) fn highest_settled(&self) -> Option<Position> {
         let above = self.seats.iter().rev().find(|s| s.state == State::Done).map(|s| s.ticket.position);
         above.max(self.floor)

@@ -27,8 +27,8 @@ pub(crate) enum Note {
     Due { slot: u32, result: Result<Due, StoreError> },
     /// The broker has answered the settles in flight.
     Settled { slot: u32, result: Result<(), BrokerError> },
-    /// The store has, or has not, taken dead letters of a competing consumer.
-    Buried { slot: u32, lane: LaneRef, result: Result<(), StoreError> },
+    /// The store has taken the dead letter of a competing consumer.
+    Buried { slot: u32, lane: LaneRef },
     /// The broker has been told that a partition is given up.
     Released { slot: u32 },
 }

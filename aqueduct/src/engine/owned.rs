@@ -33,6 +33,8 @@ pub(crate) struct Owned {
     pub(crate) returned: Returned,
     /// Events that found their lane full with no store to spill to; the partition is paused until they are in.
     pub(crate) held: VecDeque<Item>,
+    /// While it is being closed: everything below here is to be finished.
+    pub(crate) finish_below: Option<Position>,
     /// Lanes that are ready but may not start now.
     pub(crate) suspended: Vec<LaneRef>,
     /// The lease has lapsed, and the running attempts have been told.
@@ -45,7 +47,9 @@ pub(crate) enum Stage {
     /// The fence is being raised and the parked keys are being loaded: nothing is fetched.
     Loading,
     Open,
-    /// It is to be given up: nothing starts any more.
+    /// The service stops: nothing new starts any more.
+    Stopping,
+    /// It is to be given up: nothing new starts any more.
     Draining {
         until: Boot,
     },
@@ -116,6 +120,11 @@ impl ParkedKeys {
         self.lanes.entry(lane).or_default().appends += 1;
     }
 
+    /// True while an arrival of this key is on its way to the store.
+    pub(crate) fn is_appending(&self, lane: LaneId) -> bool {
+        self.lanes.get(&lane).is_some_and(|key| key.appends > 0)
+    }
+
     pub(crate) fn append_ends(&mut self, lane: LaneId) {
         if let Some(key) = self.lanes.get_mut(&lane) {
             key.appends = key.appends.saturating_sub(1);
@@ -155,6 +164,8 @@ impl ParkedKeys {
 /// When to ask the store what is due, and what of its rows is in memory.
 #[derive(Debug, Default)]
 pub(crate) struct DueState {
+    /// What earlier owners had in hand has come again; before that a row might overtake an event of its key.
+    pub(crate) resumed: bool,
     /// When the next head is due, as far as known.
     pub(crate) next_at: Option<Timestamp>,
     /// When to look for commands next.
@@ -208,6 +219,11 @@ pub(crate) struct Returned {
 }
 
 impl Returned {
+    /// An event was given back: its key is closed above it.
+    pub(crate) fn close(&mut self, lane: LaneId, place: Place) {
+        self.lanes.entry(lane).or_default().insert(place);
+    }
+
     /// An event of a lane arrives: true if it must be given back too, because one before it has not come again.
     pub(crate) fn closed_for(&mut self, lane: LaneId, place: Place) -> bool {
         let Some(places) = self.lanes.get_mut(&lane) else { return false };
@@ -229,9 +245,25 @@ impl Owned {
         self.settling.settles.is_empty() && self.settling.in_flight.is_none() && self.settling.flush_at.is_none()
     }
 
-    /// True while new attempts may start.
-    pub(crate) fn may_start(&self, clock: &Clock) -> bool {
+    /// True while it is worked on without a limit.
+    pub(crate) fn is_open(&self, clock: &Clock) -> bool {
         self.stage == Stage::Open && self.guard.holds(clock)
+    }
+
+    /// True if an attempt on this event may start: while the partition is being closed, only what keeps the floor from
+    /// reaching what is finished already.
+    pub(crate) fn may_start(&self, item: &Item, clock: &Clock) -> bool {
+        self.guard.holds(clock)
+            && match self.stage {
+                Stage::Open => true,
+                Stage::Draining { .. } | Stage::Stopping => self.is_needed(item),
+                Stage::Loading | Stage::Releasing => false,
+            }
+    }
+
+    /// True if something behind this event is finished, which would be done again if this one were left.
+    pub(crate) fn is_needed(&self, item: &Item) -> bool {
+        item.stored.is_none() && self.finish_below.is_some_and(|end| item.place.position < end)
     }
 
     /// True while deliveries may be fetched.

@@ -42,13 +42,13 @@ impl Scheduler {
     /// The lane that has waited longest, with a permit; none while all permits are taken. The lane may be gone by now:
     /// then the permit goes back with [`finish`](Self::finish).
     pub(crate) fn next(&mut self, now: Instant) -> Option<LaneRef> {
-        if self.running >= self.concurrency {
-            return None;
-        }
         while self.delayed.peek().is_some_and(|Reverse((at, _))| *at <= now) {
             if let Some(Reverse((_, lane))) = self.delayed.pop() {
                 self.ready.push_back(lane);
             }
+        }
+        if self.running >= self.concurrency {
+            return None;
         }
         let lane = self.ready.pop_front()?;
         self.running += 1;

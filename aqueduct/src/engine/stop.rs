@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::core::Core;
+use super::item::Item;
 use super::lanes::LaneKey;
 use super::mailbox::Note;
 use super::owned::Stage;
@@ -26,6 +27,10 @@ impl Stop {
         self.asked.is_some()
     }
 
+    pub(super) fn is_cancelling(&self) -> bool {
+        self.cancelled
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.over
     }
@@ -33,11 +38,39 @@ impl Stop {
 
 impl Core {
     pub(super) fn begin_stop(&mut self) {
-        let now = self.now;
         tracing::info!(consumer = %self.settings.name, running = self.scheduler.running(), "stopping");
-        self.stop.asked = Some(now);
+        self.stop.asked = Some(self.now);
+        let open = self.owned.iter().filter(|(_, o)| o.stage == Stage::Open).map(|(slot, _)| *slot);
+        for slot in open.collect::<Vec<_>>() {
+            self.close_partition(slot, Stage::Stopping);
+        }
         self.health.stopping();
-        self.wake_by(now);
+        self.soon();
+    }
+
+    /// Nothing new starts in a partition. Only what stands before finished events is still worked on: left undone, it
+    /// would let those be done again by the next owner.
+    pub(super) fn close_partition(&mut self, slot: u32, stage: Stage) {
+        let running: Vec<_> =
+            self.runs.iter_mut().filter(|r| r.key.slot == slot && r.orphan.is_none()).map(|r| r.lane).collect();
+        let fresh = running
+            .into_iter()
+            .filter_map(|lane| self.lanes.head(lane).filter(|i| i.stored.is_none()).map(|i| i.place.position));
+        let highest = fresh.max();
+        let by_floor = self.ownership == Ownership::Floor;
+        let Some(owned) = self.owned.get_mut(&slot).filter(|o| o.stage != Stage::Releasing) else { return };
+        owned.finish_below = owned.ledger.highest_settled().max(highest).filter(|_| by_floor);
+        owned.stage = stage;
+        self.update_paused();
+        self.soon();
+    }
+
+    /// True if an event is unfinished that [`close_partition`](Self::close_partition) wants finished, and can be.
+    fn has_needed(&self, slot: u32) -> bool {
+        let Some(owned) = self.owned.get(&slot) else { return false };
+        let can_end = |item: &Item| owned.is_needed(item) && (self.has_store || item.attempts == 0);
+        owned.guard.holds(&self.clock)
+            && self.lanes.of_slot(slot).into_iter().any(|lane| self.lanes.items(lane).next().is_some_and(can_end))
     }
 
     /// The next phase, if it is time.
@@ -45,19 +78,22 @@ impl Core {
         let Some(asked) = self.stop.asked else { return };
         let shutdown = self.settings.shutdown;
         let (cancel_at, end_at) = (asked + shutdown.mul_f64(0.8), asked + shutdown);
-        if self.scheduler.running() > 0 && now >= cancel_at && !self.stop.cancelled {
+        let slots: Vec<u32> = self.owned.keys().copied().collect();
+        let busy =
+            self.scheduler.running() > 0 || !self.stop.cancelled && slots.iter().any(|slot| self.has_needed(*slot));
+        if busy && now >= cancel_at && !self.stop.cancelled {
             self.stop.cancelled = true;
             tracing::warn!(
                 running = self.scheduler.running(),
                 "the time to finish is over; running attempts are cancelled"
             );
+            self.owned.values_mut().for_each(|owned| owned.finish_below = None);
             self.runs.iter_mut().for_each(|run| run.task = None);
         }
-        if self.scheduler.running() == 0 && !self.stop.returned {
+        if !busy && !self.stop.returned {
             self.stop.returned = true;
             self.return_everything();
         }
-        let slots: Vec<u32> = self.owned.keys().copied().collect();
         for slot in slots {
             self.flush_now(slot, now);
         }
@@ -116,7 +152,7 @@ impl Core {
         let Stage::Draining { until } = owned.stage else { return };
         let now = self.now;
         let left = until.since(self.clock.boot());
-        if self.runs.of_slot(slot) > 0 {
+        if self.runs.of_slot(slot) > 0 || self.has_needed(slot) && left > self.settings.shutdown.mul_f64(0.2) {
             if left <= self.settings.shutdown.mul_f64(0.2) {
                 self.cancel_runs(slot);
             }

@@ -65,6 +65,8 @@ struct Owner {
     lease: Lease,
     /// The member knows that it owns it.
     told: bool,
+    /// The member knows that what earlier owners had in hand has come again.
+    resumed: bool,
     /// By when it must have given it up.
     revoking: Option<Instant>,
 }
@@ -111,7 +113,13 @@ impl Part {
         self.epoch += 1;
         self.ledger.reopen();
         let lease = Lease::until(member.deadline);
-        self.owner = Some(Owner { member: id, lease: lease.clone(), told: false, revoking: None });
+        self.owner = Some(Owner {
+            member: id,
+            lease: lease.clone(),
+            told: false,
+            resumed: self.ledger.keeps_floor_alone(),
+            revoking: None,
+        });
         member.tell(self.assigned(partition, lease));
     }
 
@@ -340,6 +348,9 @@ impl Group {
             self.told(id, &note);
             return Ok(Some(note));
         }
+        if let Some(partition) = self.resumed(id) {
+            return Ok(Some(Arrival::Resumed { partition }));
+        }
         let Some(partition) = self.serve_from(id, room, topics).cloned() else { return Ok(None) };
         let Some(part) = self.parts.get_mut(&partition) else { return Ok(None) };
         let log = &topics[part.log.0].partitions[part.log.1];
@@ -348,6 +359,16 @@ impl Group {
             member.last = Some(partition.clone());
         }
         Ok(Some(Arrival::Batch { partition, deliveries }))
+    }
+
+    /// A partition of the member that has resumed without its knowing.
+    fn resumed(&mut self, id: u64) -> Option<Partition> {
+        let news = |part: &Part| {
+            part.ledger.has_resumed() && part.owner.as_ref().is_some_and(|o| o.member == id && !o.resumed)
+        };
+        let (partition, part) = self.parts.iter_mut().find(|(_, part)| news(part))?;
+        part.owner.as_mut()?.resumed = true;
+        Some(partition.clone())
     }
 
     fn told(&mut self, id: u64, note: &Arrival) {

@@ -23,6 +23,8 @@ pub(super) struct Ledger {
     timers: BTreeSet<(Instant, u64)>,
     /// Open deliveries that come again now, lowest first.
     ready: BTreeSet<u64>,
+    /// What earlier owners had open and what has neither come again nor been settled.
+    undone: BTreeSet<u64>,
 }
 
 /// A delivery that is not done.
@@ -37,7 +39,7 @@ struct Open {
 impl Ledger {
     pub(super) fn new(floor: u64, ack_wait: Option<Duration>) -> Self {
         let (open, timers, ready) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { floor, cursor: floor + 1, ack_wait, open, timers, ready }
+        Self { floor, cursor: floor + 1, ack_wait, open, timers, ready, undone: BTreeSet::new() }
     }
 
     pub(super) fn floor(&self) -> u64 {
@@ -60,6 +62,16 @@ impl Ledger {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// True if deliveries are not settled one by one.
+    pub(super) fn keeps_floor_alone(&self) -> bool {
+        self.ack_wait.is_none()
+    }
+
+    /// True if all that earlier owners had open has come again or was settled.
+    pub(super) fn has_resumed(&self) -> bool {
+        self.undone.is_empty()
+    }
+
     /// Lets come again what is due.
     pub(super) fn tick(&mut self, now: Instant) {
         while let Some((at, position)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
@@ -75,6 +87,7 @@ impl Ledger {
         }
         self.timers.clear();
         self.ready.extend(self.open.keys());
+        self.undone = self.ready.clone();
         self.open.values_mut().for_each(|open| open.again_at = None);
     }
 
@@ -123,6 +136,7 @@ impl Ledger {
                 }
                 None => break,
             };
+            self.undone.remove(&position);
             let Some(message) = log.get(position) else { continue };
             *last_tag += 1;
             let mut ticket = Ticket::new(Position(position), *last_tag);
@@ -156,6 +170,7 @@ impl Ledger {
         let position = ticket.position.0;
         self.set_timer(position, None);
         self.ready.remove(&position);
+        self.undone.remove(&position);
         self.open.remove(&position);
         self.floor = self.open.first_key_value().map_or(self.cursor, |(at, _)| *at) - 1;
     }

@@ -151,6 +151,7 @@ impl FaultyMembership {
                 }
             }
             Arrival::Revoking { partition, .. } => life.note(What::Revoking { partition: partition.clone() }),
+            Arrival::Resumed { .. } | Arrival::Stopped { .. } => {}
             Arrival::Lost { partition } => life.note(What::Lost { partition: partition.clone() }),
         }
     }
