@@ -3,10 +3,12 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use crate::clock::{Clock, Lease};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::outcome::Unit;
@@ -24,7 +26,8 @@ pub struct Call {
 }
 
 /// What all calls from one partition under one epoch have in common.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Origin {
     /// The name of the consumer.
     pub consumer: Text,
@@ -32,6 +35,26 @@ pub struct Origin {
     pub partition: Partition,
     /// The epoch under which this instance owns the partition.
     pub epoch: Epoch,
+    /// Until when it owns it.
+    pub lease: Lease,
+    revoked: AtomicBool,
+}
+
+impl Origin {
+    /// A partition that is owned under an epoch for as long as the lease holds.
+    pub fn new(consumer: impl Into<Text>, partition: Partition, epoch: Epoch, lease: Lease) -> Self {
+        Self { consumer: consumer.into(), partition, epoch, lease, revoked: AtomicBool::new(false) }
+    }
+
+    /// True while attempts may be polled: the lease holds and the partition was not taken away.
+    pub fn holds(&self, clock: &Clock) -> bool {
+        !self.revoked.load(Ordering::Acquire) && self.lease.holds(clock)
+    }
+
+    /// Ends the ownership for good.
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+    }
 }
 
 /// Which attempt this is.
@@ -65,6 +88,14 @@ impl Call {
         Self { event, origin, place, attempt, deadline: None, extensions, scope: OnceLock::new() }
     }
 
+    /// The same call once more, for a layer that tries again within the attempt: same deadline, no extensions, and a
+    /// transaction of its own.
+    pub fn again(&self) -> Self {
+        let mut again = Self::new(Arc::clone(&self.event), Arc::clone(&self.origin), self.place, self.attempt);
+        again.deadline = self.deadline;
+        again
+    }
+
     /// Sets when the attempt is given up.
     pub fn with_deadline(mut self, deadline: tokio::time::Instant) -> Self {
         self.deadline = Some(deadline);
@@ -82,7 +113,7 @@ impl Call {
     }
 
     /// The consumer, partition and epoch it comes from.
-    pub fn origin(&self) -> &Origin {
+    pub fn origin(&self) -> &Arc<Origin> {
         &self.origin
     }
 

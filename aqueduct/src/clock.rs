@@ -5,6 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -187,6 +188,50 @@ fn system_boot() -> Boot {
 fn system_boot() -> Boot {
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
     Boot(0).after(START.get_or_init(std::time::Instant::now).elapsed())
+}
+
+/// Until when an ownership holds: a deadline that the adapter's heartbeat moves and the engine reads before every poll of
+/// a handler.
+#[derive(Clone)]
+pub struct Lease(Arc<AtomicU64>);
+
+impl Lease {
+    /// An ownership that needs no renewal.
+    pub fn forever() -> Self {
+        Self::until(Boot(u64::MAX))
+    }
+
+    /// An ownership until this point unless renewed.
+    pub fn until(deadline: Boot) -> Self {
+        Self(Arc::new(AtomicU64::new(deadline.0)))
+    }
+
+    /// Moves the deadline.
+    pub fn renew(&self, deadline: Boot) {
+        self.0.store(deadline.0, Ordering::Release);
+    }
+
+    /// The deadline.
+    pub fn deadline(&self) -> Boot {
+        Boot(self.0.load(Ordering::Acquire))
+    }
+
+    /// True if it needs no renewal.
+    pub fn is_forever(&self) -> bool {
+        self.deadline().0 == u64::MAX
+    }
+
+    /// True while it holds.
+    pub fn holds(&self, clock: &Clock) -> bool {
+        let deadline = self.deadline();
+        deadline.0 == u64::MAX || clock.boot() < deadline
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({:?})", self.deadline())
+    }
 }
 
 #[cfg(test)]

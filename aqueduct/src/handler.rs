@@ -394,7 +394,7 @@ mod tests {
 
     fn call() -> Call {
         let partition = Partition { topic: Topic::from("orders"), index: 0 };
-        let origin = Origin { consumer: "shop".into(), partition, epoch: Epoch(1) };
+        let origin = Origin::new("shop", partition, Epoch(1), crate::broker::Lease::forever());
         Call::new(Arc::new(Event::raw("order.placed", "7")), Arc::new(origin), Place::at(1), Attempt::fresh(1))
     }
 
@@ -492,8 +492,7 @@ mod tests {
         }
 
         fn call(&mut self, first: Call) -> Self::Future {
-            let event = Arc::clone(first.event_arc());
-            let second = Call::new(event, Arc::new(first.origin().clone()), first.place(), first.attempt());
+            let second = first.again();
             let mut next = self.0.clone();
             Box::pin(async move {
                 drop(next.call(first).await?);

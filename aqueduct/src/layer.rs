@@ -127,7 +127,7 @@ mod tests {
 
     fn call() -> Call {
         let partition = Partition { topic: Topic::from("orders"), index: 0 };
-        let origin = Origin { consumer: "shop".into(), partition, epoch: Epoch(1) };
+        let origin = Origin::new("shop", partition, Epoch(1), crate::broker::Lease::forever());
         Call::new(Arc::new(Event::raw("order.placed", "7")), Arc::new(origin), Place::at(1), Attempt::fresh(1))
     }
 

@@ -443,7 +443,7 @@ mod tests {
     async fn send(app: &App, kind: &str) -> bool {
         let Found::Route(id) = app.find(kind) else { return false };
         let partition = Partition { topic: Topic::from("orders"), index: 0 };
-        let origin = Arc::new(Origin { consumer: "shop".into(), partition, epoch: Epoch(1) });
+        let origin = Arc::new(Origin::new("shop", partition, Epoch(1), crate::broker::Lease::forever()));
         let event = Arc::new(Event::raw(kind, "7"));
         app.route(id).endpoint.call(Call::new(event, origin, Place::at(1), Attempt::fresh(1))).await.is_done()
     }

@@ -5,9 +5,7 @@
 //! Three kinds of [`Ownership`] cover what brokers offer. The engine counts attempts, orders keys and computes floors by
 //! itself; an adapter only carries.
 
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Boot, Clock, Timestamp};
@@ -18,6 +16,7 @@ use crate::topic::{Epoch, Partition, Position, Text, Topic};
 
 pub mod memory;
 
+pub use crate::clock::Lease;
 pub use memory::MemoryBroker;
 
 /// A system that carries messages.
@@ -284,48 +283,4 @@ pub enum Settle {
     Again(Ticket, Duration),
     /// This one is still being worked on.
     Extend(Ticket),
-}
-
-/// Until when an ownership holds: a deadline that the adapter's heartbeat moves and the engine reads before every poll of
-/// a handler.
-#[derive(Clone)]
-pub struct Lease(Arc<AtomicU64>);
-
-impl Lease {
-    /// An ownership that needs no renewal.
-    pub fn forever() -> Self {
-        Self::until(Boot(u64::MAX))
-    }
-
-    /// An ownership until this point unless renewed.
-    pub fn until(deadline: Boot) -> Self {
-        Self(Arc::new(AtomicU64::new(deadline.0)))
-    }
-
-    /// Moves the deadline.
-    pub fn renew(&self, deadline: Boot) {
-        self.0.store(deadline.0, Ordering::Release);
-    }
-
-    /// The deadline.
-    pub fn deadline(&self) -> Boot {
-        Boot(self.0.load(Ordering::Acquire))
-    }
-
-    /// True if it needs no renewal.
-    pub fn is_forever(&self) -> bool {
-        self.deadline().0 == u64::MAX
-    }
-
-    /// True while it holds.
-    pub fn holds(&self, clock: &Clock) -> bool {
-        let deadline = self.deadline();
-        deadline.0 == u64::MAX || clock.boot() < deadline
-    }
-}
-
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lease({:?})", self.deadline())
-    }
 }

@@ -17,10 +17,9 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::mailbox::{AbortOnDrop, Mailbox, Note};
-use super::owned::Guard;
 use super::runs::RunId;
 use super::tasks::Tasks;
-use crate::call::Call;
+use crate::call::{Call, Origin};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::outcome::{BoxFuture, Outcome};
@@ -43,7 +42,6 @@ pub(crate) struct Job {
     pub(crate) run: RunId,
     pub(crate) route: RouteId,
     pub(crate) call: Call,
-    pub(crate) guard: Arc<Guard>,
 }
 
 /// What the loop and the workers share.
@@ -116,15 +114,15 @@ impl Workers {
     /// Polls an attempt once. Answers true if a task was woken or spawned.
     fn attempt(self: &Arc<Self>, job: Job) -> bool {
         let (run, deadline) = (job.run, job.call.deadline());
-        let mut driven = Driven::new(&self.app, job, self.clock.clone());
-        match driven.poll_once(&mut Context::from_waker(Waker::noop())) {
+        let mut driven = Driven::new(&self.app, job);
+        match driven.poll_once(&mut Context::from_waker(Waker::noop()), &self.clock) {
             Poll::Ready(ending) => {
                 drop(driven);
                 self.mailbox.push(Note::Ended { run, ending })
             }
             Poll::Pending => {
                 let report = Report { run, mailbox: Arc::clone(&self.mailbox), ending: Some(Ending::Cancelled) };
-                let task = self.tasks.spawn(Spawned { driven, report }.drive(deadline));
+                let task = self.tasks.spawn(Spawned { driven, report }.drive(deadline, self.clock.clone()));
                 self.mailbox.push(Note::Spawned { run, task });
                 true
             }
@@ -148,8 +146,8 @@ struct Spawned {
 }
 
 impl Spawned {
-    async fn drive(mut self, deadline: Option<Instant>) {
-        let ended = std::future::poll_fn(|cx| self.driven.poll_once(cx));
+    async fn drive(mut self, deadline: Option<Instant>, clock: Clock) {
+        let ended = std::future::poll_fn(|cx| self.driven.poll_once(cx, &clock));
         let ending = match deadline {
             None => ended.await,
             Some(deadline) => tokio::time::timeout_at(deadline, ended).await.unwrap_or(Ending::TimedOut),
@@ -176,8 +174,7 @@ impl Drop for Report {
 /// A handler's future, then its commit; polled only while the lease holds.
 struct Driven {
     stage: Stage,
-    guard: Arc<Guard>,
-    clock: Clock,
+    origin: Arc<Origin>,
     span: Span,
 }
 
@@ -188,7 +185,8 @@ enum Stage {
 }
 
 impl Driven {
-    fn new(app: &App, job: Job, clock: Clock) -> Self {
+    fn new(app: &App, job: Job) -> Self {
+        let origin = Arc::clone(job.call.origin());
         let span = telemetry::attempt_span(&job.call);
         let endpoint = &app.route(job.route).endpoint;
         let begun = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| endpoint.call(job.call))));
@@ -196,11 +194,11 @@ impl Driven {
             Ok(future) => Stage::Handler(future),
             Err(panic) => Stage::Commit(Box::pin(std::future::ready(Err(Error::msg(panic_text(&*panic)))))),
         };
-        Self { stage, guard: job.guard, clock, span }
+        Self { stage, origin, span }
     }
 
-    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        if !self.guard.holds(&self.clock) {
+    fn poll_once(&mut self, cx: &mut Context<'_>, clock: &Clock) -> Poll<Ending> {
+        if !self.origin.holds(clock) {
             return Poll::Ready(self.end(Ending::Cancelled));
         }
         let Self { stage, span, .. } = self;

@@ -314,7 +314,7 @@ impl Core {
         let settling = &mut owned.settling;
         if settling.in_flight.is_some()
             || settling.flush_at.is_none_or(|at| at > now)
-            || !owned.guard.holds(&self.clock)
+            || !owned.origin.holds(&self.clock)
         {
             return;
         }

@@ -256,11 +256,11 @@ impl Core {
     /// Drops running attempts when their lease has lapsed.
     fn watch_lease(&mut self, slot: u32, now: Instant) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
-        if owned.guard.lease().is_forever() {
+        if owned.origin.lease.is_forever() {
             return;
         }
-        let holds = owned.guard.holds(&self.clock);
-        let left = owned.guard.lease().deadline().since(self.clock.boot());
+        let holds = owned.origin.holds(&self.clock);
+        let left = owned.origin.lease.deadline().since(self.clock.boot());
         if !holds && !owned.lapsed {
             tracing::warn!(partition = %owned.partition, "the lease has lapsed; running attempts are dropped and not counted");
             self.cancel_runs(slot);
@@ -281,7 +281,7 @@ impl Core {
     /// Lets lanes go on that were ready while their partition might not start anything.
     fn resume(&mut self, slot: u32) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
-        if owned.suspended.is_empty() || !owned.guard.holds(&self.clock) {
+        if owned.suspended.is_empty() || !owned.origin.holds(&self.clock) {
             return;
         }
         for lane in std::mem::take(&mut owned.suspended) {
@@ -332,7 +332,7 @@ impl Core {
         let call = call.with_deadline(now + timeout);
         self.lanes.set(lane, Head::Running);
         let run = self.runs.begin(key, lane, now);
-        Some(Job { run, route, call, guard: Arc::clone(&owned.guard) })
+        Some(Job { run, route, call })
     }
 
     /// An attempt has ended: its permit comes back, and its lane goes on.
@@ -384,7 +384,7 @@ impl Core {
     /// A partition is gone: everything of it in memory is forgotten, nothing of it is settled.
     pub(super) fn drop_partition(&mut self, slot: u32) {
         let Some(owned) = self.owned.remove(&slot) else { return };
-        owned.guard.revoke();
+        owned.origin.revoke();
         self.slots.remove(&owned.partition);
         self.extender.forget(slot);
         for lane in self.lanes.of_slot(slot) {

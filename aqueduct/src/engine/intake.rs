@@ -8,7 +8,7 @@ use super::item::{Item, Target};
 use super::lanes::{Head, LaneKey, LaneRef};
 use super::ledger::{Ledger, Seated};
 use super::mailbox::Note;
-use super::owned::{DueState, Guard, Owned, ParkedKeys, Returned, Settling, Stage};
+use super::owned::{DueState, Owned, ParkedKeys, Returned, Settling, Stage};
 use super::planted::Planted;
 use super::writer::{After, Writer};
 use crate::broker::{Arrival, Delivery, Lease, Ownership, Settle};
@@ -70,13 +70,12 @@ impl Core {
             self.drop_partition(slot);
         }
         let consumer = self.settings.name.clone();
-        let origin = Origin { consumer: consumer.clone(), partition: partition.clone(), epoch };
+        let origin = Origin::new(consumer.clone(), partition.clone(), epoch, lease);
         let loads = self.has_store && self.ownership != Ownership::Competing;
         let slot = self.new_slot(Owned {
             claim: Claim { consumer, partition: partition.clone(), epoch },
             partition,
             origin: Arc::new(origin),
-            guard: Guard::new(lease),
             stage: if loads { Stage::Loading } else { Stage::Open },
             ledger: Ledger::new(floor, self.ownership != Ownership::Competing),
             parked: ParkedKeys::default(),

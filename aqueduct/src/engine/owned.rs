@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::Instant;
 
@@ -11,7 +10,7 @@ use super::lanes::LaneRef;
 use super::ledger::Ledger;
 use super::mailbox::AbortOnDrop;
 use super::writer::Writer;
-use crate::broker::{Lease, Settle};
+use crate::broker::Settle;
 use crate::call::Origin;
 use crate::clock::{Boot, Clock, Timestamp};
 use crate::store::{Claim, CommandId, Failure};
@@ -22,7 +21,6 @@ pub(crate) struct Owned {
     pub(crate) partition: Partition,
     pub(crate) origin: Arc<Origin>,
     pub(crate) claim: Claim,
-    pub(crate) guard: Arc<Guard>,
     pub(crate) stage: Stage,
     pub(crate) ledger: Ledger,
     /// The keys whose events go to the store, because they have rows there.
@@ -55,32 +53,6 @@ pub(crate) enum Stage {
     },
     /// The broker is being told that it is given up.
     Releasing,
-}
-
-/// Whether attempts may be polled.
-#[derive(Debug)]
-pub(crate) struct Guard {
-    lease: Lease,
-    revoked: AtomicBool,
-}
-
-impl Guard {
-    pub(crate) fn new(lease: Lease) -> Arc<Self> {
-        Arc::new(Self { lease, revoked: AtomicBool::new(false) })
-    }
-
-    pub(crate) fn holds(&self, clock: &Clock) -> bool {
-        !self.revoked.load(Ordering::Acquire) && self.lease.holds(clock)
-    }
-
-    /// Ends it for good.
-    pub(crate) fn revoke(&self) {
-        self.revoked.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn lease(&self) -> &Lease {
-        &self.lease
-    }
 }
 
 /// Keys with rows in the store.
@@ -247,13 +219,13 @@ impl Owned {
 
     /// True while it is worked on without a limit.
     pub(crate) fn is_open(&self, clock: &Clock) -> bool {
-        self.stage == Stage::Open && self.guard.holds(clock)
+        self.stage == Stage::Open && self.origin.holds(clock)
     }
 
     /// True if an attempt on this event may start: while the partition is being closed, only what keeps the floor from
     /// reaching what is finished already.
     pub(crate) fn may_start(&self, item: &Item, clock: &Clock) -> bool {
-        self.guard.holds(clock)
+        self.origin.holds(clock)
             && match self.stage {
                 Stage::Open => true,
                 Stage::Draining { .. } | Stage::Stopping => self.is_needed(item),

@@ -69,7 +69,7 @@ impl Core {
     fn has_needed(&self, slot: u32) -> bool {
         let Some(owned) = self.owned.get(&slot) else { return false };
         let can_end = |item: &Item| owned.is_needed(item) && (self.has_store || item.attempts == 0);
-        owned.guard.holds(&self.clock)
+        owned.origin.holds(&self.clock)
             && self.lanes.of_slot(slot).into_iter().any(|lane| self.lanes.items(lane).next().is_some_and(can_end))
     }
 

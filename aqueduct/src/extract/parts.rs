@@ -105,7 +105,7 @@ mod tests {
 
     fn call(event: Event) -> Call {
         let partition = Partition { topic: Topic::from("orders"), index: 0 };
-        let origin = Origin { consumer: "shop".into(), partition, epoch: Epoch(4) };
+        let origin = Origin::new("shop", partition, Epoch(4), crate::broker::Lease::forever());
         Call::new(Arc::new(event), Arc::new(origin), Place::at(1), Attempt::stored(3, true))
     }
 

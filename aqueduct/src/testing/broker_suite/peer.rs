@@ -101,7 +101,9 @@ impl Peer {
                     self.membership.release(&partition, None).await.unwrap();
                 }
             }
-            Arrival::Resumed { partition } => assert!(self.owned.contains_key(&partition), "{partition} resumes unowned"),
+            Arrival::Resumed { partition } => {
+                assert!(self.owned.contains_key(&partition), "{partition} resumes unowned")
+            }
             Arrival::Stopped { partition, why } => panic!("{partition} was stopped: {why}"),
             Arrival::Lost { partition } => {
                 self.owned.remove(&partition);

@@ -66,7 +66,7 @@ pub(crate) struct Watched {
     life: Life,
     /// None for an event that the simulation did not publish, such as one of the user's handlers.
     number: Option<EventNo>,
-    origin: Origin,
+    origin: Arc<Origin>,
     attempt: u32,
     run: Option<Run>,
     inner: NextFuture,
@@ -98,7 +98,7 @@ impl Future for Watched {
 
 impl Watched {
     fn note_poll(&mut self, event: EventNo) -> Run {
-        let Origin { partition, epoch, .. } = &self.origin;
+        let Origin { partition, epoch, .. } = &*self.origin;
         let lease = self.life.lease(partition, *epoch);
         if let Some(run) = self.run {
             self.life.note(What::Polled { run, lease });
