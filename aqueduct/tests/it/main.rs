@@ -6,3 +6,4 @@ mod compile;
 mod engine;
 mod format;
 mod memory;
+mod test_app;
