@@ -6,4 +6,5 @@ mod compile;
 mod engine;
 mod format;
 mod memory;
+mod mistakes;
 mod test_app;
