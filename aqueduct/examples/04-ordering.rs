@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 /// Ann's second step fails until it has been tried four times. Bob's second step cannot succeed until somebody replays
 /// it.
-async fn step(Json(step): Json<u32>, key: Key, attempt: Attempt) -> Result<()> {
+fn take_step(key: &Key, step: u32, attempt: Attempt) -> Result<()> {
     let result = match (key.as_str(), step) {
         ("ann", 2) if attempt.number < 5 => Err(Error::msg("not yet")),
         ("bob", 2) if !attempt.replay => Err(Error::msg("wrong address")).permanent(),
@@ -34,10 +34,9 @@ async fn main() -> Result<()> {
     // `block`: a dead letter holds its key until somebody resolves it. Without it the key would go on.
     let policy = Policy::ordered().quick_attempts(1).parked_delay(Duration::from_millis(50)).block();
     let (tell, mut done) = mpsc::unbounded_channel();
-    let handler = async move |json: Json<u32>, key: Key, attempt: Attempt| -> Result<()> {
-        let name = (key.to_string(), json.0);
-        step(json, key, attempt).await?;
-        tell.send(name)?;
+    let handler = async move |Json(step): Json<u32>, key: Key, attempt: Attempt| -> Result<()> {
+        take_step(&key, step, attempt)?;
+        tell.send((key.to_string(), step))?;
         Ok(())
     };
     let serve = Consumer::new("courier", broker)

@@ -82,7 +82,7 @@ fn deliver(event: &Event, attempt: Attempt, world: &World) -> Result<()> {
 #[tokio::main]
 async fn main() -> Result<()> {
     // A panic in a handler is caught and counts as a failure; here it prints one line instead of a backtrace.
-    std::panic::set_hook(Box::new(|panic| println!("  {panic}")));
+    std::panic::set_hook(Box::new(|panic| println!("  {}", panic.payload_as_str().unwrap_or_default())));
     let (broker, store, world) = (MemoryBroker::new(), MemoryStore::new(), Arc::new(World::default()));
     let published = publish(&broker).await?;
     println!(

@@ -31,10 +31,15 @@ fn event(n: i64) -> Event {
     Event::new("n", &n).unwrap().key("k")
 }
 
-/// Handles events of one key in order; a negative one is a dead letter under `policy`.
-async fn positive_app(policy: Policy, numbers: &[i64]) -> (TestApp, Seen) {
+/// The kinds of ownership that keep keys in order.
+const ORDERED: [Ownership; 2] = [Ownership::Floor, Ownership::AckEach];
+
+/// Handles events of one key in order; a negative one is a dead letter that holds its key.
+async fn positive_app(ownership: Ownership, numbers: &[i64]) -> (TestApp, Seen) {
     let seen = Seen::default();
-    let app = TestApp::new(Router::new().on("n", only_positive).policy(policy).with_state(Arc::clone(&seen)));
+    let router = Router::new().on("n", only_positive).policy(Policy::ordered().block());
+    let app = TestApp::builder(router.with_state(Arc::clone(&seen)));
+    let app = app.broker(MemoryBroker::new().ownership(ownership)).start();
     for n in numbers {
         app.publish(event(*n)).await;
     }
@@ -92,7 +97,8 @@ async fn hours_of_retries_pass_at_once_and_each_at_its_time() {
     let app = TestApp::new(Router::new().on("n", handler).policy(policy));
     app.publish(event(1)).await;
     app.wait_idle().await;
-    assert_eq!((times.lock().len(), app.parked().await.len()), (1, 1));
+    assert_eq!(app.parked().await.len(), 1);
+    assert_eq!(times.lock().len(), 1);
     let before = app.clock().now();
     app.advance(Duration::from_hours(1)).await;
     assert!(app.clock().now().since(before) >= Duration::from_hours(1));
@@ -159,91 +165,100 @@ async fn a_dead_letter_that_lets_its_key_pass_can_be_replayed() {
     *fixed.lock() = true;
     app.command(&dead[0], Action::Replay).await.unwrap();
     app.wait_idle().await;
-    let handled = app.outcomes().await;
-    assert_eq!(fates(&handled), [Fate::Done; 3]);
-    assert_eq!((handled[1].done, handled[1].errors.len()), (1, 2));
+    let outcomes = app.outcomes().await;
+    assert_eq!(fates(&outcomes), [Fate::Done; 3]);
+    assert_eq!((outcomes[1].done, outcomes[1].errors.len()), (1, 2));
     assert!(app.store().is_empty());
     app.stop().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn those_behind_a_blocking_dead_letter_follow_its_replay_in_order() {
-    let fixed = Arc::new(Mutex::new(false));
-    let (flag, seen) = (Arc::clone(&fixed), Seen::default());
-    let log = Arc::clone(&seen);
-    let handler = async move |Json(n): Json<i64>| -> Result<()> {
-        if n == 2 && !*flag.lock() {
-            return Err(Error::msg("a bug")).permanent();
+    for ownership in ORDERED {
+        let fixed = Arc::new(Mutex::new(false));
+        let (flag, seen) = (Arc::clone(&fixed), Seen::default());
+        let log = Arc::clone(&seen);
+        let handler = async move |Json(n): Json<i64>| -> Result<()> {
+            if n == 2 && !*flag.lock() {
+                return Err(Error::msg("a bug")).permanent();
+            }
+            log.lock().push(n);
+            Ok(())
+        };
+        let router = Router::new().on("n", handler).policy(Policy::ordered().block());
+        let app = TestApp::builder(router).broker(MemoryBroker::new().ownership(ownership)).start();
+        for n in 1..=5 {
+            app.publish(event(n)).await;
         }
-        log.lock().push(n);
-        Ok(())
-    };
-    let app = TestApp::new(Router::new().on("n", handler).policy(Policy::ordered().block()));
-    for n in 1..=5 {
-        app.publish(event(n)).await;
-    }
-    app.advance(Duration::from_mins(10)).await;
-    assert_eq!(*seen.lock(), [1]);
-    let dead = app.dead().await;
-    assert_eq!((dead.len(), dead[0].row.state), (1, RowState::Dead(Hold::Block)));
-    assert_eq!(app.parked().await.len(), 3);
+        app.advance(Duration::from_mins(10)).await;
+        assert_eq!(*seen.lock(), [1]);
+        let dead = app.dead().await;
+        assert_eq!((dead.len(), dead[0].row.state), (1, RowState::Dead(Hold::Block)));
+        assert_eq!(app.parked().await.len(), 3);
 
-    *fixed.lock() = true;
-    app.command(&dead[0], Action::Replay).await.unwrap();
-    app.publish(event(6)).await;
-    app.wait_idle().await;
-    assert_eq!(*seen.lock(), [1, 2, 3, 4, 5, 6]);
-    assert!(app.store().is_empty());
-    app.stop().await.unwrap();
+        *fixed.lock() = true;
+        app.command(&dead[0], Action::Replay).await.unwrap();
+        app.publish(event(6)).await;
+        app.wait_idle().await;
+        assert_eq!(*seen.lock(), [1, 2, 3, 4, 5, 6]);
+        assert!(app.store().is_empty());
+        app.stop().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn skipping_a_blocking_dead_letter_lets_its_key_pass_and_keeps_the_letter() {
-    let (app, seen) = positive_app(Policy::ordered().block(), &[1, -2, 3, 4]).await;
-    assert_eq!(*seen.lock(), [1]);
-    let dead = app.dead().await;
-    app.command(&dead[0], Action::Skip).await.unwrap();
-    app.publish(event(5)).await;
-    app.wait_idle().await;
-    assert_eq!(*seen.lock(), [1, 3, 4, 5]);
-    assert_eq!(app.dead().await[0].row.state, RowState::Dead(Hold::Skip));
-    assert!(app.parked().await.is_empty());
+    for ownership in ORDERED {
+        let (app, seen) = positive_app(ownership, &[1, -2, 3, 4]).await;
+        assert_eq!(*seen.lock(), [1]);
+        let dead = app.dead().await;
+        app.command(&dead[0], Action::Skip).await.unwrap();
+        app.publish(event(5)).await;
+        app.wait_idle().await;
+        assert_eq!(*seen.lock(), [1, 3, 4, 5]);
+        assert_eq!(app.dead().await[0].row.state, RowState::Dead(Hold::Skip));
+        assert!(app.parked().await.is_empty());
 
-    // It lets its key pass already.
-    let again = app.command(&app.dead().await[0], Action::Skip).await.unwrap();
-    assert!(matches!(&again, CommandState::Refused { why, .. } if why.as_str().contains("blocks")), "{again:?}");
-    app.stop().await.unwrap();
+        // It lets its key pass already.
+        let again = app.command(&app.dead().await[0], Action::Skip).await.unwrap();
+        assert!(matches!(&again, CommandState::Refused { why, .. } if why.as_str().contains("blocks")), "{again:?}");
+        app.stop().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_discarded_is_gone_and_its_key_passes() {
-    let (app, seen) = positive_app(Policy::ordered().block(), &[1, -2, 3]).await;
-    app.command(&app.dead().await[0], Action::Discard).await.unwrap();
-    app.wait_idle().await;
-    app.publish(event(4)).await;
-    app.wait_idle().await;
-    assert_eq!(*seen.lock(), [1, 3, 4]);
-    assert_eq!(fates(&app.outcomes().await), [Fate::Done, Fate::Dropped, Fate::Done, Fate::Done]);
-    assert!(app.dead().await.is_empty() && app.parked().await.is_empty());
-    app.stop().await.unwrap();
+    for ownership in ORDERED {
+        let (app, seen) = positive_app(ownership, &[1, -2, 3]).await;
+        app.command(&app.dead().await[0], Action::Discard).await.unwrap();
+        app.wait_idle().await;
+        app.publish(event(4)).await;
+        app.wait_idle().await;
+        assert_eq!(*seen.lock(), [1, 3, 4]);
+        assert_eq!(fates(&app.outcomes().await), [Fate::Done, Fate::Dropped, Fate::Done, Fate::Done]);
+        assert!(app.dead().await.is_empty() && app.parked().await.is_empty());
+        app.stop().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_edited_event_is_handled_as_edited_and_keeps_its_key() {
-    let (app, seen) = positive_app(Policy::ordered().block(), &[1, -2, 3]).await;
-    let dead = app.dead().await;
-    let moved = Arc::new(event(2).key("another"));
-    let refused = app.command(&dead[0], Action::Edit(moved)).await.unwrap();
-    assert!(matches!(&refused, CommandState::Refused { why, .. } if why.as_str().contains("keeps the key")));
+    for ownership in ORDERED {
+        let (app, seen) = positive_app(ownership, &[1, -2, 3]).await;
+        let dead = app.dead().await;
+        let moved = Arc::new(event(2).key("another"));
+        let refused = app.command(&dead[0], Action::Edit(moved)).await.unwrap();
+        assert!(matches!(&refused, CommandState::Refused { why, .. } if why.as_str().contains("keeps the key")));
 
-    let edit = Action::Edit(Arc::new(event(2).id("edited").source("operator")));
-    assert!(matches!(app.command(&dead[0], edit).await, Ok(CommandState::Done { .. })));
-    app.wait_idle().await;
-    assert_eq!(*seen.lock(), [1]);
-    app.command(&app.dead().await[0], Action::Replay).await.unwrap();
-    app.wait_idle().await;
-    assert_eq!(*seen.lock(), [1, 2, 3]);
-    app.stop().await.unwrap();
+        let edit = Action::Edit(Arc::new(event(2).id("edited").source("operator")));
+        assert!(matches!(app.command(&dead[0], edit).await, Ok(CommandState::Done { .. })));
+        app.wait_idle().await;
+        assert_eq!(*seen.lock(), [1]);
+        app.command(&app.dead().await[0], Action::Replay).await.unwrap();
+        app.wait_idle().await;
+        assert_eq!(*seen.lock(), [1, 2, 3]);
+        app.stop().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -293,7 +308,7 @@ async fn a_command_about_an_old_version_of_a_row_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn of_two_commands_about_one_version_the_second_is_refused() {
     use aqueduct::store::{Command, Store};
-    let (app, _) = positive_app(Policy::ordered().block(), &[-1]).await;
+    let (app, _) = positive_app(Ownership::Floor, &[-1]).await;
     let dead = app.dead().await;
     let first = app.store().command(&Command::new(&dead[0], Action::Discard, "ann", "spam")).await.unwrap();
     let second = app.command(&dead[0], Action::Replay).await.unwrap();
@@ -315,4 +330,60 @@ async fn an_unknown_type_can_wait_until_its_attempts_run_out() {
     app.advance(Duration::from_hours(24)).await;
     assert_eq!(fates(&app.outcomes().await), [Fate::Dead, Fate::Done]);
     app.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_owners_an_event_comes_back_until_it_is_done_or_dead() {
+    let handler = async |Json(n): Json<u32>, attempt: Attempt| -> Result<()> {
+        if n == 1 && attempt.number == 5 { Ok(()) } else { Err(Error::msg("not yet")) }
+    };
+    let policy = Policy::ordered().max_attempts(4);
+    let app = TestApp::builder(Router::new().on("n", handler).policy(policy))
+        .broker(MemoryBroker::new().ownership(Ownership::Competing))
+        .start();
+    for n in 1..=2 {
+        app.publish(Event::new("n", &n).unwrap()).await;
+    }
+    app.wait_idle().await;
+    let handled = app.outcomes().await;
+    assert_eq!(fates(&handled), [Fate::Done, Fate::Dead]);
+    assert_eq!(handled.iter().map(|h| h.errors.len()).collect::<Vec<_>>(), [4, 7]);
+    app.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_parked_and_edited_is_tried_as_edited() {
+    let handler =
+        async |Json(n): Json<i64>| -> Result<()> { if n < 0 { Err(Error::msg("it is negative")) } else { Ok(()) } };
+    for ownership in ORDERED {
+        let router = Router::new().on("n", handler);
+        let app = TestApp::builder(router).broker(MemoryBroker::new().ownership(ownership)).start();
+        for n in [-1, 2] {
+            app.publish(event(n)).await;
+        }
+        app.advance(Duration::from_secs(8)).await;
+        let parked = app.parked().await;
+        assert_eq!(parked.len(), 2);
+        let edit = Action::Edit(Arc::new(event(1).id("edited").source("operator")));
+        assert!(matches!(app.command(&parked[0], edit).await, Ok(CommandState::Done { .. })));
+        app.advance(Duration::from_secs(8)).await;
+        let handled = app.outcomes().await;
+        assert_eq!(fates(&handled), [Fate::Done; 2], "{handled:?}");
+        assert_eq!((handled[0].event.data.as_ref(), handled[0].done), (&b"1"[..], 1));
+        assert!(app.store().is_empty());
+        app.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_that_is_dropped_stops() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel::<()>();
+    let app = TestApp::new(Router::new().on("n", async move || drop(tell.clone())));
+    app.publish(event(1)).await;
+    app.wait_idle().await;
+    let health = app.health();
+    drop(app);
+    // The handler, and what it holds, is gone with its service.
+    assert_eq!(told.recv().await, None);
+    assert!(!health.is_live());
 }

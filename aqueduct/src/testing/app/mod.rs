@@ -104,7 +104,7 @@ impl TestApp {
         match self.publisher.publish(event).await {
             Ok(receipt) => {
                 let place = Place { position: receipt.position, index: 0 };
-                self.records.published((receipt.partition, place), copy);
+                self.records.published(&(receipt.partition, place), copy);
             }
             Err(error) => panic!("the {kind:?} event was not published: {error}"),
         }

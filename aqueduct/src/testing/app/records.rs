@@ -70,8 +70,8 @@ struct Record {
 }
 
 impl Records {
-    pub(super) fn published(&self, name: Name, event: Event) {
-        self.0.lock().of(&name, || Arc::new(event));
+    pub(super) fn published(&self, name: &Name, event: Event) {
+        self.0.lock().of(name, || Arc::new(event));
     }
 
     fn tried(&self, name: &Name, event: &Arc<Event>, result: Result<(), String>) {
