@@ -7,4 +7,5 @@ mod engine;
 mod format;
 mod memory;
 mod mistakes;
+mod operators;
 mod test_app;
