@@ -123,7 +123,8 @@ async fn run(ownership: Ownership, steps: &[Step]) {
         command(&app, letter, Deed::Replay, &mut skipped).await;
         app.advance(Duration::from_mins(2)).await;
     }
-    check(&app, &done.lock().clone(), &skipped).await;
+    let order = done.lock().clone();
+    check(&app, &order, &skipped).await;
     app.stop().await.unwrap();
 }
 

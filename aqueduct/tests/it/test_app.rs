@@ -334,11 +334,11 @@ async fn an_unknown_type_can_wait_until_its_attempts_run_out() {
 
 #[tokio::test(start_paused = true)]
 async fn without_owners_an_event_comes_back_until_it_is_done_or_dead() {
-    let handler = async |Json(n): Json<u32>, attempt: Attempt| -> Result<()> {
+    let judge = async |Json(n): Json<u32>, attempt: Attempt| -> Result<()> {
         if n == 1 && attempt.number == 5 { Ok(()) } else { Err(Error::msg("not yet")) }
     };
     let policy = Policy::ordered().max_attempts(4);
-    let app = TestApp::builder(Router::new().on("n", handler).policy(policy))
+    let app = TestApp::builder(Router::new().on("n", judge).policy(policy))
         .broker(MemoryBroker::new().ownership(Ownership::Competing))
         .start();
     for n in 1..=2 {
@@ -353,10 +353,10 @@ async fn without_owners_an_event_comes_back_until_it_is_done_or_dead() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_parked_and_edited_is_tried_as_edited() {
-    let handler =
+    let judge =
         async |Json(n): Json<i64>| -> Result<()> { if n < 0 { Err(Error::msg("it is negative")) } else { Ok(()) } };
     for ownership in ORDERED {
-        let router = Router::new().on("n", handler);
+        let router = Router::new().on("n", judge);
         let app = TestApp::builder(router).broker(MemoryBroker::new().ownership(ownership)).start();
         for n in [-1, 2] {
             app.publish(event(n)).await;
