@@ -387,3 +387,18 @@ async fn an_app_that_is_dropped_stops() {
     assert_eq!(told.recv().await, None);
     assert!(!health.is_live());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_never_idle_fails_the_test_that_waits_for_it() {
+    let broker = MemoryBroker::new();
+    let echo = Publisher::new("echo", broker.clone()).route(">", "events");
+    let again = async move || -> Result<()> {
+        echo.publish(Event::new("n", &1)?.key("k")).await?;
+        Ok(())
+    };
+    let app = TestApp::builder(Router::new().on("n", again)).broker(broker).start();
+    app.publish(event(1)).await;
+    let panic = tokio::spawn(async move { app.wait_idle().await }).await.unwrap_err().into_panic();
+    let text = panic.downcast::<String>().unwrap();
+    assert!(text.contains("it was not idle after 100000 attempts"), "{text}");
+}

@@ -111,7 +111,8 @@ impl TestApp {
     }
 
     /// Waits until every event is settled and nothing is running or due: what is left waits in the store for a later
-    /// time, or for somebody to resolve it. Panics when the service ends before, and after five minutes.
+    /// time, or for somebody to resolve it. Panics when the service ends before, and after five minutes or a hundred
+    /// thousand attempts.
     pub async fn wait_idle(&self) {
         let idle = async {
             loop {
@@ -123,14 +124,14 @@ impl TestApp {
                 changed.await;
             }
         };
-        self.patiently("idle", idle).await;
+        self.patiently("idle", idle, PATIENCE).await;
     }
 
     /// Lets time pass, and then waits until it is idle. On a paused clock this takes no real time.
     ///
     /// Everything happens at its time on the way, so an event may be tried often while an hour passes.
     pub async fn advance(&self, time: Duration) {
-        tokio::time::sleep(time).await;
+        self.patiently("further", tokio::time::sleep(time), time + PATIENCE).await;
         self.wait_idle().await;
     }
 
@@ -167,7 +168,7 @@ impl TestApp {
                 }
             }
         };
-        self.patiently("done with a command", answered).await
+        self.patiently("done with a command", answered, PATIENCE).await
     }
 
     /// How the service is doing.
@@ -214,7 +215,7 @@ impl TestApp {
     }
 
     /// Waits, but not for ever, and not for a service that has ended.
-    async fn patiently<T>(&self, what: &str, wanted: impl Future<Output = T>) -> T {
+    async fn patiently<T>(&self, what: &str, wanted: impl Future<Output = T>, limit: Duration) -> T {
         let mut failed = self.failed.clone();
         let failure = async {
             match failed.wait_for(Option::is_some).await {
@@ -226,10 +227,13 @@ impl TestApp {
             biased;
             got = wanted => got,
             why = failure => panic!("the service ended: {why}"),
-            () = tokio::time::sleep(PATIENCE) => {
+            attempts = self.records.endless() => {
+                panic!("it was not {what} after {attempts} attempts: does a handler publish what it consumes?")
+            }
+            () = tokio::time::sleep(limit) => {
                 let lag = self.broker.lag(NAME).unwrap_or_default();
                 let rows = self.rows(None).await;
-                panic!("it was not {what} after {PATIENCE:?}: {lag} events are not settled, the store has {rows:#?}")
+                panic!("it was not {what} after {limit:?}: {lag} events are not settled, the store has {rows:#?}")
             }
         }
     }

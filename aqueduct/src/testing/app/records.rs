@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -52,12 +53,22 @@ pub enum Fate {
 /// Names an event.
 type Name = (Partition, Place);
 
+/// More attempts than this in one wait have no end.
+const ATTEMPTS_MAX: u64 = 100_000;
+/// How often those who wait for that are told.
+const TOLD_EVERY: u64 = 1_000;
+
 /// What is known of each event.
 #[derive(Default)]
-pub(super) struct Records(Mutex<Inner>);
+pub(super) struct Records {
+    inner: Mutex<Inner>,
+    more: Notify,
+}
 
 #[derive(Default)]
 struct Inner {
+    /// Attempts that have ended, of all events.
+    attempts: u64,
     records: Vec<Record>,
     by_name: BTreeMap<Name, usize>,
 }
@@ -71,16 +82,32 @@ struct Record {
 
 impl Records {
     pub(super) fn published(&self, name: &Name, event: Event) {
-        self.0.lock().of(name, || Arc::new(event));
+        self.inner.lock().of(name, || Arc::new(event));
     }
 
     fn tried(&self, name: &Name, event: &Arc<Event>, result: Result<(), String>) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let record = inner.of(name, || Arc::clone(event));
         record.event = Arc::clone(event);
         match result {
             Ok(()) => record.done += 1,
             Err(error) => record.errors.push(error),
+        }
+        inner.attempts += 1;
+        if inner.attempts.is_multiple_of(TOLD_EVERY) {
+            self.more.notify_waiters();
+        }
+    }
+
+    /// Resolves after so many attempts that there will be no end of them, and says how many those were.
+    pub(super) async fn endless(&self) -> u64 {
+        let end = self.inner.lock().attempts + ATTEMPTS_MAX;
+        loop {
+            let more = self.more.notified();
+            if self.inner.lock().attempts >= end {
+                return ATTEMPTS_MAX;
+            }
+            more.await;
         }
     }
 
@@ -88,7 +115,7 @@ impl Records {
     pub(super) fn report(&self, rows: &[Listed], floor: impl Fn(&Partition) -> Option<Position>) -> Vec<Handled> {
         let rows: BTreeMap<(&Partition, Place), &Listed> =
             rows.iter().map(|listed| ((&listed.partition, listed.row.place), listed)).collect();
-        let inner = self.0.lock();
+        let inner = self.inner.lock();
         let handled = inner.records.iter().map(|record| {
             let (partition, place) = &record.name;
             let row = rows.get(&(partition, *place)).map(|listed| &listed.row);
