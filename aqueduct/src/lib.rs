@@ -1,4 +1,57 @@
 //! Reliable events for Rust services.
+//!
+//! You write handlers as you write them for axum: async functions of what they need. Aqueduct keeps its promises when
+//! things fail: nothing is lost, keys stay in order, one bad key hurts nobody else. The default features bring a broker
+//! and a store in memory, so hello world needs no server:
+//!
+//! ```
+//! use aqueduct::{Consumer, Event, Json, MemoryBroker, Publisher, Result, Router};
+//!
+//! async fn greet(Json(name): Json<String>) -> Result<()> {
+//!     println!("Hello, {name}!");
+//!     Ok(())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<()> {
+//! let broker = MemoryBroker::new();
+//! let door = Publisher::new("door", broker.clone()).route("guest.*", "guests");
+//! door.publish(Event::new("guest.arrived", "Ada")?.key("ada")).await?;
+//!
+//! let greeter = Consumer::new("greeter", broker.clone()).topics(["guests"]);
+//! greeter
+//!     .serve(Router::new().on("guest.arrived", greet))
+//!     .with_graceful_shutdown(async move { broker.wait_settled("greeter").await })
+//!     .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # The guide
+//!
+//! - [Quick start](guide::quick_start): publish, handle, stop.
+//! - [Promises](guide::promises) and their conditions.
+//! - [Retries and dead letters](guide::retries).
+//! - [Ordering](guide::ordering).
+//! - [Testing](guide::testing).
+//!
+//! The examples `01-hello` to `05-webhooks` are a course.
+//!
+//! # The parts
+//!
+//! | to | see |
+//! |---|---|
+//! | make and publish events | [`Event`], [`Publisher`] |
+//! | handle them | [`Handler`], [`Router`], [`extract`], [`EventService`] for layers |
+//! | run a service | [`Consumer`], [`Serve`], [`serve_all`], [`Health`], [`telemetry`] |
+//! | say what to do about failures | [`Policy`], [`FaultExt`], [`Unknown`], every default in [`defaults`] |
+//! | look at what is parked or dead, and mend it | [`store::Store`], [`store::Command`] |
+//! | add a broker, a store or a format | [`broker::Broker`], [`store::Store`], [`format::Format`] |
+//!
+//! # Features
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `testing` | the test kit: `TestApp` for tests of your handlers, the suites for adapters. Defaults to off |
 
 pub mod broker;
 mod call;
@@ -8,6 +61,23 @@ mod error;
 mod event;
 pub mod extract;
 pub mod format;
+/// The guide, a page each.
+pub mod guide {
+    #[doc = include_str!("guide/quick-start.md")]
+    pub mod quick_start {}
+
+    #[doc = include_str!("guide/promises.md")]
+    pub mod promises {}
+
+    #[doc = include_str!("guide/retries.md")]
+    pub mod retries {}
+
+    #[doc = include_str!("guide/ordering.md")]
+    pub mod ordering {}
+
+    #[doc = include_str!("guide/testing.md")]
+    pub mod testing {}
+}
 mod handler;
 mod headers;
 mod layer;
@@ -41,3 +111,8 @@ pub use publish::{PublishError, Publisher};
 pub use router::{Router, Unknown};
 pub use store::MemoryStore;
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};
+
+/// The README's hello world, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

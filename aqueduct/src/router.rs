@@ -200,6 +200,12 @@ impl<S: Send + Sync + 'static> Router<S> {
         Router { entries, policy, timeout, unknown, mistakes }
     }
 
+    /// True if a route was added.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn has_routes(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
     fn add(&mut self, pattern: &str, handler: Configured<S>, at: Caller) {
         match Pattern::parse(pattern) {
             Ok(pattern) => self.entries.push(Entry { pattern, handler, at }),

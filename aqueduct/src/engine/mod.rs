@@ -1,6 +1,6 @@
 //! The engine: takes deliveries in, orders them into lanes, runs handlers, settles.
 //!
-//! In the order of flow: [`serve`] puts an instance together, `core` is its loop, `intake` brings deliveries to their
+//! In the order of flow: `serve` puts an instance together, `core` is its loop, `intake` brings deliveries to their
 //! `lanes`, the `scheduler` picks one, `attempt` runs its handler, `settle` decides what becomes of it and `conclude` does
 //! it; `writer` and `due` take rows to the store and back, `stop` ends it all.
 

@@ -147,8 +147,8 @@ pub(crate) struct DueState {
     pub(crate) busy: BTreeSet<Place>,
     /// Rows that changed while the store was being asked; its answer may show them as they were.
     pub(crate) touched: BTreeSet<Place>,
-    /// Commands that are being carried out.
-    pub(crate) commands: BTreeSet<CommandId>,
+    /// Commands that are being carried out, and the rows that they are about: these are not tried meanwhile.
+    pub(crate) commands: BTreeMap<CommandId, Place>,
 }
 
 impl DueState {

@@ -4,11 +4,14 @@
 //! pass: told by its abilities what to expect, each case runs on what a factory made for it, and fails by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a suite fails by panicking")]
 
+mod app;
 pub mod bench;
 pub mod broker_suite;
 pub mod format_suite;
 pub mod sim;
 pub mod store_suite;
+
+pub use app::{Fate, Handled, TestApp, TestAppBuilder};
 
 /// Names each case after its function.
 macro_rules! cases {

@@ -8,3 +8,6 @@ mod format;
 mod memory;
 mod memory_broker_model;
 mod memory_store_model;
+mod mistakes;
+mod operators;
+mod test_app;

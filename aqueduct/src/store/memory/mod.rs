@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::clock::Timestamp;
 use crate::error::StoreError;
@@ -33,7 +34,13 @@ const BROWSE_LIMIT: usize = 100;
 /// assert!(!store.abilities().durable);
 /// ```
 #[derive(Clone)]
-pub struct MemoryStore(Arc<Mutex<Inner>>);
+pub struct MemoryStore(Arc<Shared>);
+
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Told after every write and every command.
+    changed: Notify,
+}
 
 struct Inner {
     shards: BTreeMap<(Text, Partition), Shard>,
@@ -45,24 +52,51 @@ struct Inner {
 impl MemoryStore {
     /// A store without rows.
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(Inner {
-            shards: BTreeMap::new(),
-            commands: BTreeMap::new(),
-            last_command: 0,
-            rows_max: 1_000_000,
-        })))
+        let (shards, commands) = (BTreeMap::new(), BTreeMap::new());
+        let inner = Mutex::new(Inner { shards, commands, last_command: 0, rows_max: 1_000_000 });
+        Self(Arc::new(Shared { inner, changed: Notify::new() }))
     }
 
     /// How many rows it takes, of all consumers together; a write above it answers [`StoreError::Unavailable`] and
     /// changes nothing. Defaults to 1,000,000.
     pub fn rows_max(self, rows: usize) -> Self {
-        self.0.lock().rows_max = rows;
+        self.0.inner.lock().rows_max = rows;
         self
+    }
+
+    /// Resolves at the first write or command after this call, whether it was awaited by then or not: call it, look at
+    /// the store, and await it if what you look for is not there yet.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), aqueduct::StoreError> {
+    /// use aqueduct::store::{MemoryStore, Query, Store};
+    ///
+    /// async fn until_empty(store: &MemoryStore) -> Result<(), aqueduct::StoreError> {
+    ///     loop {
+    ///         let changed = store.changed();
+    ///         if store.browse(&Query::default()).await?.is_empty() {
+    ///             return Ok(());
+    ///         }
+    ///         changed.await;
+    ///     }
+    /// }
+    /// until_empty(&MemoryStore::new()).await
+    /// # }
+    /// ```
+    pub fn changed(&self) -> impl Future<Output = ()> + '_ {
+        self.0.changed.notified()
+    }
+
+    /// Writes, and tells those who wait for a change.
+    fn write<T>(&self, write: impl FnOnce(&mut Inner) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let written = write(&mut self.0.inner.lock());
+        self.0.changed.notify_waiters();
+        written
     }
 
     /// How many rows it holds, of every state.
     pub fn len(&self) -> usize {
-        self.0.lock().len()
+        self.0.inner.lock().len()
     }
 
     /// True if it holds no row.
@@ -73,7 +107,13 @@ impl MemoryStore {
     /// Every command that was ever given, oldest first, with who gave it, why, and what became of it. Keeps the last
     /// 10,000.
     pub fn audit(&self) -> Vec<(CommandId, Command, CommandState)> {
-        self.0.lock().commands.iter().map(|(id, (command, state))| (*id, command.clone(), state.clone())).collect()
+        self.0
+            .inner
+            .lock()
+            .commands
+            .iter()
+            .map(|(id, (command, state))| (*id, command.clone(), state.clone()))
+            .collect()
     }
 }
 
@@ -99,11 +139,11 @@ impl Store for MemoryStore {
         claim: &'a Claim,
         floor: Option<Position>,
     ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
-        Box::pin(async move { self.0.lock().shard(&claim.consumer, &claim.partition).take_over(claim, floor) })
+        Box::pin(async move { self.0.inner.lock().shard(&claim.consumer, &claim.partition).take_over(claim, floor) })
     }
 
     fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
-        Box::pin(async move { self.0.lock().apply(claim, ops) })
+        Box::pin(async move { self.write(|inner| inner.apply(claim, ops)) })
     }
 
     fn bury<'a>(
@@ -112,23 +152,23 @@ impl Store for MemoryStore {
         partition: &'a Partition,
         rows: &'a [Row],
     ) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move { self.0.lock().bury(consumer, partition, rows) })
+        Box::pin(async move { self.write(|inner| inner.bury(consumer, partition, rows)) })
     }
 
     fn due<'a>(&'a self, claim: &'a Claim, now: Timestamp, limit: usize) -> BoxFuture<'a, Result<Due, StoreError>> {
-        Box::pin(async move { self.0.lock().due(claim, now, limit) })
+        Box::pin(async move { self.0.inner.lock().due(claim, now, limit) })
     }
 
     fn browse<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
-        Box::pin(async move { Ok(self.0.lock().browse(query)) })
+        Box::pin(async move { Ok(self.0.inner.lock().browse(query)) })
     }
 
     fn command<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
-        Box::pin(async move { self.0.lock().command(command) })
+        Box::pin(async move { self.write(|inner| inner.command(command)) })
     }
 
     fn command_result(&self, id: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
-        Box::pin(async move { Ok(self.0.lock().commands.get(&id).map(|(_, state)| state.clone())) })
+        Box::pin(async move { Ok(self.0.inner.lock().commands.get(&id).map(|(_, state)| state.clone())) })
     }
 }
 
