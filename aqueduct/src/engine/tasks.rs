@@ -18,6 +18,10 @@ impl Tasks {
         Self { gate }
     }
 
+    #[cfg_attr(
+        not(any(test, feature = "testing")),
+        expect(clippy::unused_self, reason = "only the test kit has a gate to poll through")
+    )]
     #[must_use = "dropping the handle ends the task"]
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> AbortOnDrop {
         #[cfg(any(test, feature = "testing"))]

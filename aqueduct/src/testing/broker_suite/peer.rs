@@ -102,7 +102,7 @@ impl Peer {
                 }
             }
             Arrival::Resumed { partition } => {
-                assert!(self.owned.contains_key(&partition), "{partition} resumes unowned")
+                assert!(self.owned.contains_key(&partition), "{partition} resumes unowned");
             }
             Arrival::Stopped { partition, why } => panic!("{partition} was stopped: {why}"),
             Arrival::Lost { partition } => {
