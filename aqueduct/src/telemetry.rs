@@ -92,6 +92,13 @@ impl ConsumerMetrics {
     }
 }
 
+impl Drop for ConsumerMetrics {
+    /// A consumer that has ended has nothing in hand.
+    fn drop(&mut self) {
+        [&self.running, &self.buffered, &self.partitions, &self.stuck].into_iter().for_each(|gauge| gauge.set(0.0));
+    }
+}
+
 /// The span of an attempt: the event's trace is its parent, or for retries and replays a link. Costs next to nothing
 /// while nobody listens.
 pub(crate) fn attempt_span(call: &Call) -> Span {

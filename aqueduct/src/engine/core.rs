@@ -81,7 +81,7 @@ enum Event {
 
 impl Core {
     pub(super) fn new(settings: Settings, parts: Parts) -> Self {
-        let Parts { membership, store, workers, mailbox, tasks, health, ownership, has_store } = parts;
+        let Parts { membership, store, workers, mailbox, tasks, health, metrics, ownership, has_store } = parts;
         let mut background = workers.start();
         let beating = Arc::clone(&membership);
         background.push(tasks.spawn(async move { beating.heartbeat().await }));
@@ -92,7 +92,7 @@ impl Core {
         Self {
             clock: settings.clock.clone(),
             scheduler: Scheduler::new(settings.concurrency),
-            metrics: ConsumerMetrics::new(settings.name.as_str()),
+            metrics,
             stop: Stop::default(),
             lanes: Lanes::default(),
             runs: Runs::default(),
@@ -447,6 +447,7 @@ pub(super) struct Parts {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) tasks: Tasks,
     pub(super) health: Health,
+    pub(super) metrics: ConsumerMetrics,
     pub(super) ownership: Ownership,
     pub(super) has_store: bool,
 }

@@ -287,9 +287,10 @@ impl Serve {
             tracing::warn!(consumer = %consumer.settings.name, "no durable store: events that fail wait at the broker, and no dead letter can be written");
         }
         health.joining();
-        let Some(membership) = consumer.join(&health, &mut stop).await? else { return Ok(()) };
+        let metrics = ConsumerMetrics::new(consumer.settings.name.as_str());
+        let Some(membership) = consumer.join(&health, &metrics, &mut stop).await? else { return Ok(()) };
         health.serving();
-        let core = consumer.core(app, membership, health, has_store);
+        let core = consumer.core(app, membership, (health, metrics), has_store);
         core.run(stop).await
     }
 }
@@ -310,6 +311,7 @@ impl Consumer {
     async fn join(
         &self,
         health: &Health,
+        metrics: &ConsumerMetrics,
         stop: &mut BoxFuture<'static, ()>,
     ) -> Result<Option<Arc<dyn Membership>>, BrokerError> {
         let mut failures = 0_u32;
@@ -327,7 +329,7 @@ impl Consumer {
                 }
             };
             failures += 1;
-            ConsumerMetrics::new(self.settings.name.as_str()).broker_errors.increment(1);
+            metrics.broker_errors.increment(1);
             tracing::warn!(consumer = %self.settings.name, %error, "the broker cannot be joined; it is tried again");
             health.broker_failing(&error);
             let longest = Duration::from_millis(50 << failures.min(7));
@@ -349,7 +351,13 @@ impl Consumer {
         self.broker.join(subscription).await
     }
 
-    fn core(self, app: Arc<App>, membership: Arc<dyn Membership>, health: Health, has_store: bool) -> Core {
+    fn core(
+        self,
+        app: Arc<App>,
+        membership: Arc<dyn Membership>,
+        (health, metrics): (Health, ConsumerMetrics),
+        has_store: bool,
+    ) -> Core {
         #[cfg(any(test, feature = "testing"))]
         let tasks = Tasks::gated(self.gate);
         #[cfg(not(any(test, feature = "testing")))]
@@ -359,7 +367,7 @@ impl Consumer {
         let ownership = self.broker.abilities().ownership;
         Core::new(
             self.settings,
-            Parts { membership, store: self.store, workers, mailbox, tasks, health, ownership, has_store },
+            Parts { membership, store: self.store, workers, mailbox, tasks, health, metrics, ownership, has_store },
         )
     }
 }

@@ -4,5 +4,8 @@
 
 mod compile;
 mod engine;
+mod faults;
 mod format;
+mod health;
 mod memory;
+mod telemetry;
