@@ -381,10 +381,12 @@ async fn in_trouble() {
     }
     let mut undecodable = vec![Message::new("t", format!("{{\"data\": \"{SECRET}\", {SECRET}"))];
     undecodable.push(Message::new("t", format!("{{\"specversion\": \"{SECRET}\", \"id\": [\"{SECRET}\"]}}")));
-    undecodable.push(Message::new("t", format!("{{\"specversion\": \"1.0\", \"id\": \"\", \"time\": \"{SECRET}\"}}")));
+    undecodable
+        .push(Message::new("t", format!("{{\"specversion\": \"1.0\", \"id\": \"\", \"data_base64\": \"{SECRET}\"}}")));
+    undecodable.push(Message::new("t", format!("\"{SECRET}\"")));
     undecodable.iter_mut().for_each(|m| m.headers.set("content-type", "application/cloudevents+json"));
     let mut broken = Message::new("t", SECRET);
-    for (name, value) in [("id", "1"), ("source", "s"), ("type", "fine"), ("specversion", "1.0"), ("time", SECRET)] {
+    for (name, value) in [("id", "1"), ("source", "s"), ("type", "fine"), ("specversion", "1.0"), ("time", "today")] {
         broken.headers.set(format!("ce-{name}"), value);
     }
     undecodable.push(broken);
