@@ -59,14 +59,15 @@ fn an_event_costs_a_constant_number_of_allocations() {
         service.publish(5 * KEYS, KEYS);
         service.consume().count_total
     };
-    (0..3).for_each(|_| drop(round()));
+    for _ in 0..3 {
+        round();
+    }
     let counts = [round(), round(), round()];
     for count in counts {
-        // 5.13 measured: the boxed future of `Membership::next`, of which the loop makes one a turn, and on one thread
-        // a turn is an event; the memory broker's copy of a message, with its list of headers and, once for each
-        // message, the shared count of its dedup id; the `Arc` of the event; the handler's boxed future. The rest is
-        // what batches and settles cost, divided by the events in them.
-        assert!(count <= 5 * KEYS * 515 / 100, "{counts:?} allocations in a round of {} events", 5 * KEYS);
+        // 3.19 measured: the memory broker's copy of a message, of which the list of headers is allocated; the `Arc` of
+        // the event; the handler's boxed future. The rest is what fetches, batches and settles cost, divided by the
+        // events in them.
+        assert!(count <= 5 * KEYS * 320 / 100, "{counts:?} allocations in a round of {} events", 5 * KEYS);
     }
 }
 

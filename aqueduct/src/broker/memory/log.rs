@@ -57,6 +57,8 @@ impl TopicLog {
             return Err(BrokerError::Full { topic: self.topic.clone() });
         }
         let partition = self.choose(&message);
+        // It has served its purpose, and what is kept is copied at every delivery.
+        message.dedup_id = None;
         message.stored_at = Some(now);
         let log = &mut self.partitions[partition];
         let position = log.end();
