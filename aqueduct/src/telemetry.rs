@@ -95,7 +95,9 @@ impl ConsumerMetrics {
 impl Drop for ConsumerMetrics {
     /// A consumer that has ended has nothing in hand.
     fn drop(&mut self) {
-        [&self.running, &self.buffered, &self.partitions, &self.stuck].into_iter().for_each(|gauge| gauge.set(0.0));
+        for gauge in [&self.running, &self.buffered, &self.partitions, &self.stuck] {
+            gauge.set(0.0);
+        }
     }
 }
 

@@ -153,7 +153,9 @@ impl Publisher {
 #[cfg(feature = "opentelemetry")]
 fn in_trace(span: &tracing::Span, mut events: Vec<Event>) -> Vec<Event> {
     if let Some(context) = crate::telemetry::context::within(span) {
-        events.iter_mut().for_each(|event| crate::telemetry::context::inject(&context, &mut event.headers));
+        for event in &mut events {
+            crate::telemetry::context::inject(&context, &mut event.headers);
+        }
     }
     events
 }
