@@ -246,6 +246,18 @@ pub enum StoreError {
     Refused(String),
 }
 
+/// What serde says of data that it cannot read, without the values it found: errors go to logs, and data must not.
+pub(crate) fn without_values(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let Some((found, expected)) = text.rsplit_once(", expected ") else { return text };
+    let known = ["invalid type: ", "invalid value: ", "unknown variant `", "unknown field `"];
+    if !known.iter().any(|known| found.starts_with(known)) {
+        return text;
+    }
+    let found = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+    format!("{found}, expected {expected}")
+}
+
 /// A mistake in the way a service is put together, found before the first event is fetched.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WiringError {
@@ -284,6 +296,8 @@ impl StdError for WiringError {}
 
 #[cfg(test)]
 mod tests {
+    use serde_core::de::DeserializeOwned;
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
@@ -297,6 +311,21 @@ mod tests {
         let again: BoxError = Error::msg("x").retry_after(Duration::from_secs(3)).into();
         assert_eq!(Error::boxed(again).fault(), Some(Fault::RetryAfter(Duration::from_secs(3))));
         assert_eq!(Error::msg("x").fault(), None);
+    }
+
+    #[test]
+    fn errors_about_data_say_what_is_wrong_without_the_data() {
+        #[track_caller]
+        fn problem<T: DeserializeOwned>(data: &str) -> String {
+            without_values(&serde_json::from_str::<T>(data).err().unwrap())
+        }
+        let text = problem::<u32>(r#""4111, expected \" 1111""#);
+        assert!(text.starts_with("invalid type: string, expected u32 at line 1"), "{text}");
+        assert_eq!(problem::<u8>("4111"), "invalid value: integer, expected u8 at line 1 column 4");
+        assert_eq!(problem::<u8>("[4111]"), "invalid type: sequence, expected u8 at line 1 column 0");
+        let text = problem::<std::result::Result<u8, u8>>(r#"{"4111":1}"#);
+        assert_eq!(text, "unknown variant, expected `Ok` or `Err` at line 1 column 7");
+        assert!(problem::<u8>("").starts_with("EOF while parsing a value"));
     }
 
     #[test]

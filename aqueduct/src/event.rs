@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_core::{Serialize, de::DeserializeOwned};
 
 use crate::clock::Timestamp;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, without_values};
 use crate::headers::Headers;
 use crate::topic::{Key, Text, Topic};
 
@@ -116,10 +116,11 @@ impl Event {
         self
     }
 
-    /// The data read as JSON; the error names the event and what was not expected.
+    /// The data read as JSON; the error names the event and what was expected, and shows nothing of the data.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.data).map_err(|e| {
-            Error::msg(format!("the data of {:?} event {:?} is not the JSON expected: {e}", self.kind, self.id))
+            let problem = without_values(&e);
+            Error::msg(format!("the data of {:?} event {:?} is not the JSON expected: {problem}", self.kind, self.id))
         })
     }
 

@@ -19,8 +19,15 @@
 //!
 //! | span | level | fields |
 //! |---|---|---|
-//! | `aqueduct.handle` | info | consumer, topic, type, id, attempt, trace_id, parent_id (the event's `traceparent`), link_trace_id, link_parent_id (retries and replays) |
-//! | `aqueduct.publish` | info | publisher, events |
+//! | `aqueduct.handle` | info | `consumer`, `topic`, `type`, `id`, `attempt`, `trace_id` and `parent_id` (the event's `traceparent`), `link_trace_id` and `link_parent_id` (retries and replays) |
+//! | `aqueduct.publish` | info | `publisher`, `events` |
+//!
+//! Neither spans nor log lines carry data or header values of events; errors are logged as handlers return them.
+//!
+//! With the feature `opentelemetry` and a `tracing_opentelemetry` layer, the trace context in an event's headers
+//! (`traceparent` and `tracestate`, as W3C has them) becomes the parent of the span of its first attempt, and a link of the
+//! spans of retries and replays, which are traces of their own. Published events get the context of `aqueduct.publish`
+//! in their headers, unless they have one.
 
 use std::time::Duration;
 
@@ -85,11 +92,21 @@ impl ConsumerMetrics {
     }
 }
 
+impl Drop for ConsumerMetrics {
+    /// A consumer that has ended has nothing in hand.
+    fn drop(&mut self) {
+        for gauge in [&self.running, &self.buffered, &self.partitions, &self.stuck] {
+            gauge.set(0.0);
+        }
+    }
+}
+
 /// The span of an attempt: the event's trace is its parent, or for retries and replays a link. Costs next to nothing
 /// while nobody listens.
 pub(crate) fn attempt_span(call: &Call) -> Span {
     let (event, origin) = (call.event(), call.origin());
     let span = tracing::info_span!(
+        parent: None,
         "aqueduct.handle",
         consumer = origin.consumer.as_str(),
         topic = origin.partition.topic.as_str(),
@@ -104,20 +121,80 @@ pub(crate) fn attempt_span(call: &Call) -> Span {
     if span.is_disabled() {
         return span;
     }
-    if let Some((trace, parent)) = event.headers.text("traceparent").and_then(traceparent) {
+    if let Some((trace, parent, _flags)) = event.headers.text(TRACEPARENT).and_then(traceparent) {
         let first = call.attempt().number == 1 && !call.attempt().stored;
         let names = if first { ["trace_id", "parent_id"] } else { ["link_trace_id", "link_parent_id"] };
         span.record(names[0], trace).record(names[1], parent);
+        #[cfg(feature = "opentelemetry")]
+        context::relate(&span, &event.headers, first);
     }
     span
 }
 
-/// Trace id and parent id of a W3C `traceparent` header of version 00.
-fn traceparent(text: &str) -> Option<(&str, &str)> {
+/// The header that names an event's trace, as W3C Trace Context has it.
+const TRACEPARENT: &str = "traceparent";
+
+/// Trace id, parent id and flags of a W3C `traceparent` header of version 00.
+fn traceparent(text: &str) -> Option<(&str, &str, &str)> {
     let mut parts = text.split('-');
-    let (version, trace, parent, _flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let hex = |s: &str, len| s.len() == len && s.bytes().all(|b| b.is_ascii_hexdigit()) && s.bytes().any(|b| b != b'0');
-    (version == "00" && hex(trace, 32) && hex(parent, 16)).then_some((trace, parent))
+    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |s: &str, len| s.len() == len && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let id = |s: &str, len| hex(s, len) && s.bytes().any(|b| b != b'0');
+    let known = version == "00" && parts.next().is_none();
+    (known && id(trace, 32) && id(parent, 16) && hex(flags, 2)).then_some((trace, parent, flags))
+}
+
+/// Trace contexts of OpenTelemetry, from headers and into them.
+#[cfg(feature = "opentelemetry")]
+pub(crate) mod context {
+    use opentelemetry::Context;
+    use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+    use tracing::Span;
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+    use super::{TRACEPARENT, traceparent};
+    use crate::headers::Headers;
+
+    const TRACESTATE: &str = "tracestate";
+
+    /// Makes the trace in the headers the span's parent, or a link of it.
+    pub(super) fn relate(span: &Span, headers: &Headers, parent: bool) {
+        let Some(remote) = extract(headers) else { return };
+        if parent {
+            // Without a layer for OpenTelemetry there is nothing to be the parent of.
+            let _ = span.set_parent(Context::new().with_remote_span_context(remote));
+        } else {
+            span.add_link(remote);
+        }
+    }
+
+    /// The context that is current within `span`; none without a trace.
+    pub(crate) fn within(span: &Span) -> Option<SpanContext> {
+        let of = |context: Context| Some(context.span().span_context().clone()).filter(SpanContext::is_valid);
+        of(span.context()).or_else(|| of(Span::current().context())).or_else(|| of(Context::current()))
+    }
+
+    /// Writes a context into headers that have none.
+    pub(crate) fn inject(context: &SpanContext, headers: &mut Headers) {
+        if headers.get(TRACEPARENT).is_some() {
+            return;
+        }
+        let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags().to_u8());
+        headers.set(TRACEPARENT, format!("00-{trace}-{span}-{flags:02x}"));
+        let state = context.trace_state().header();
+        if !state.is_empty() {
+            headers.set(TRACESTATE, state);
+        }
+    }
+
+    fn extract(headers: &Headers) -> Option<SpanContext> {
+        let (trace, span, flags) = traceparent(headers.text(TRACEPARENT)?)?;
+        let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
+        let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
+        // A state that cannot be read is dropped, the trace goes on.
+        let state = headers.text(TRACESTATE).and_then(|text| text.parse::<TraceState>().ok()).unwrap_or_default();
+        Some(SpanContext::new(trace, span, flags, true, state))
+    }
 }
 
 #[cfg(test)]
@@ -127,10 +204,11 @@ mod tests {
     #[test]
     fn a_traceparent_is_read_or_ignored() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(traceparent(good), Some(("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")));
-        for bad in
-            ["", "00-1-2-3", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", &good.replace("00-4", "ff-4")]
-        {
+        assert_eq!(traceparent(good), Some(("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "01")));
+        let zero = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+        let altered =
+            [good.replace("00-4", "ff-4"), good.replace('b', "B"), good.replace("-01", ""), format!("{good}-")];
+        for bad in ["", "00-1-2-3", zero].into_iter().chain(altered.iter().map(String::as_str)) {
             assert_eq!(traceparent(bad), None, "{bad}");
         }
     }

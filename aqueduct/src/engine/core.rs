@@ -79,9 +79,16 @@ enum Event {
     Look,
 }
 
+/// A call to the broker for the next arrival.
+struct Fetch {
+    room: usize,
+    paused: Arc<[Partition]>,
+    next: BoxFuture<'static, Result<Arrival, BrokerError>>,
+}
+
 impl Core {
     pub(super) fn new(settings: Settings, parts: Parts) -> Self {
-        let Parts { membership, store, workers, mailbox, tasks, health, ownership, has_store } = parts;
+        let Parts { membership, store, workers, mailbox, tasks, health, metrics, ownership, has_store } = parts;
         let mut background = workers.start();
         let beating = Arc::clone(&membership);
         background.push(tasks.spawn(async move { beating.heartbeat().await }));
@@ -92,7 +99,7 @@ impl Core {
         Self {
             clock: settings.clock.clone(),
             scheduler: Scheduler::new(settings.concurrency),
-            metrics: ConsumerMetrics::new(settings.name.as_str()),
+            metrics,
             stop: Stop::default(),
             lanes: Lanes::default(),
             runs: Runs::default(),
@@ -126,6 +133,7 @@ impl Core {
 
     /// Runs until stopped, or until the broker refuses for good.
     pub(super) async fn run(mut self, mut stop_signal: BoxFuture<'static, ()>) -> Result<(), ServeError> {
+        let mut fetch = None;
         loop {
             let now = Instant::now();
             self.now = now;
@@ -135,23 +143,42 @@ impl Core {
             }
             self.dispatch(now);
             if self.stop.is_over() {
+                drop(fetch);
                 return self.leave().await;
             }
-            let fetching = self.fetch_at.is_none_or(|at| at <= now);
-            let (room, next_tick, membership) = (self.room(), self.next_tick, &self.membership);
+            let next_tick = self.next_tick;
+            fetch = self.fetch(fetch, now);
             let event = tokio::select! {
                 biased;
                 () = &mut stop_signal, if !self.stop.is_asked() => Event::Stop,
-                arrival = membership.next(Room::new(room, &self.paused)), if fetching => Event::Arrival(arrival),
+                Some(arrival) = async { Some(fetch.as_mut()?.next.as_mut().await) } => Event::Arrival(arrival),
                 () = self.mailbox.wait() => Event::Look,
                 () = tokio::time::sleep_until(next_tick) => Event::Look,
             };
             match event {
                 Event::Stop => self.begin_stop(),
-                Event::Arrival(arrival) => self.arrived(arrival)?,
+                Event::Arrival(arrival) => {
+                    fetch = None;
+                    self.arrived(arrival)?;
+                }
                 Event::Look => {}
             }
         }
+    }
+
+    /// What waits for the next arrival: from turn to turn the same, while it asks for what may come.
+    fn fetch(&self, fetch: Option<Fetch>, now: Instant) -> Option<Fetch> {
+        if self.fetch_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        let room = self.room();
+        let fits = |f: &Fetch| f.room <= room && (f.room > 0) == (room > 0) && *f.paused == *self.paused;
+        Some(fetch.filter(fits).unwrap_or_else(|| {
+            let (membership, paused) = (Arc::clone(&self.membership), Arc::<[Partition]>::from(&*self.paused));
+            let asked = Arc::clone(&paused);
+            let next = Box::pin(async move { membership.next(Room::new(room, &asked)).await });
+            Fetch { room, paused, next }
+        }))
     }
 
     /// How many deliveries may come. Too few are not worth a call: then only changes of ownership may come.
@@ -444,6 +471,7 @@ pub(super) struct Parts {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) tasks: Tasks,
     pub(super) health: Health,
+    pub(super) metrics: ConsumerMetrics,
     pub(super) ownership: Ownership,
     pub(super) has_store: bool,
 }

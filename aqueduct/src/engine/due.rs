@@ -59,6 +59,7 @@ impl Core {
         let now = self.clock.now();
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         owned.due.asking = None;
+        owned.due.failing = result.is_err();
         match result {
             Ok(due) => {
                 owned.due.by(due.next_at);

@@ -87,8 +87,9 @@ impl Health {
         self.0.lock().stage = Stage::Stopping;
     }
 
-    pub(crate) fn stopped(&self) {
-        self.0.lock().stage = Stage::Stopped;
+    /// However the service ends, also when its future is dropped, it has stopped.
+    pub(crate) fn stopped_when_dropped(&self) -> StoppedWhenDropped {
+        StoppedWhenDropped(self.clone())
     }
 
     pub(crate) fn broker_failing(&self, error: &BrokerError) {
@@ -126,6 +127,15 @@ impl Health {
 
     pub(crate) fn stuck(&self, count: usize) {
         self.0.lock().stuck = count;
+    }
+}
+
+/// Says that a service has stopped when it is dropped.
+pub(crate) struct StoppedWhenDropped(Health);
+
+impl Drop for StoppedWhenDropped {
+    fn drop(&mut self) {
+        self.0.0.lock().stage = Stage::Stopped;
     }
 }
 

@@ -143,6 +143,8 @@ pub(crate) struct DueState {
     /// When to look for commands next.
     pub(crate) poll_at: Option<Instant>,
     pub(crate) asking: Option<AbortOnDrop>,
+    /// The store did not say what is due when it was asked last.
+    pub(crate) failing: bool,
     /// Rows that are in a lane in memory.
     pub(crate) busy: BTreeSet<Place>,
     /// Rows that changed while the store was being asked; its answer may show them as they were.

@@ -28,7 +28,7 @@ impl Core {
         self.metrics.buffered.set((self.buffered + self.stored_in_memory) as f64);
         self.metrics.partitions.set(self.owned.len() as f64);
         for owned in self.owned.values().filter(|o| o.stage == Stage::Open) {
-            if !owned.writer.is_failing() && owned.due.next_at.is_none_or(|at| at > self.clock.now()) {
+            if !owned.writer.is_failing() && !owned.due.failing {
                 self.health.store_well(&owned.partition);
             }
             if !owned.held.is_empty() {

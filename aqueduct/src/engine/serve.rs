@@ -22,6 +22,7 @@ use crate::pattern::Pattern;
 use crate::policy::{Policy, defaults};
 use crate::router::{App, Router};
 use crate::store::{MemoryStore, Store};
+use crate::telemetry::ConsumerMetrics;
 use crate::topic::{Text, Topic};
 
 /// A consumer: a named group of instances that share the work of some topics. This is one instance of it.
@@ -274,26 +275,22 @@ impl Serve {
     }
 
     async fn run(self) -> Result<(), ServeError> {
-        let Self { consumer, router, at, health, stop } = self;
+        let Self { consumer, router, at, health, mut stop } = self;
+        let _stopped = health.stopped_when_dropped();
         consumer.check(at)?;
         let abilities = consumer.broker.abilities();
         let store_abilities = consumer.store.abilities();
         let app = Arc::new(router.into_app(&*consumer.store, abilities).map_err(|e| e.at(at))?);
         consumer.check_types(&app, at)?;
-        health.joining();
-        for topic in &consumer.topics {
-            consumer.broker.check_topic(topic).await?;
-        }
         let has_store = store_abilities.durable || !abilities.durable;
         if !has_store {
             tracing::warn!(consumer = %consumer.settings.name, "no durable store: events that fail wait at the broker, and no dead letter can be written");
         }
-        let mut subscription = Subscription::new(consumer.settings.name.clone(), consumer.topics.clone());
-        subscription.start = consumer.start;
-        subscription.clock = consumer.settings.clock.clone();
-        let membership = consumer.broker.join(subscription).await?;
+        health.joining();
+        let metrics = ConsumerMetrics::new(consumer.settings.name.as_str());
+        let Some(membership) = consumer.join(&health, &metrics, &mut stop).await? else { return Ok(()) };
         health.serving();
-        let core = consumer.core(app, membership, health, has_store);
+        let core = consumer.core(app, membership, (health, metrics), has_store);
         core.run(stop).await
     }
 }
@@ -310,7 +307,57 @@ impl Consumer {
         Err(WiringError::new(text).at(at))
     }
 
-    fn core(self, app: Arc<App>, membership: Arc<dyn Membership>, health: Health, has_store: bool) -> Core {
+    /// Joins as soon as the broker can be reached; none if the service is to stop before that.
+    async fn join(
+        &self,
+        health: &Health,
+        metrics: &ConsumerMetrics,
+        stop: &mut BoxFuture<'static, ()>,
+    ) -> Result<Option<Arc<dyn Membership>>, BrokerError> {
+        let mut failures = 0_u32;
+        loop {
+            let joined = tokio::select! {
+                biased;
+                () = &mut *stop => return Ok(None),
+                joined = self.try_join() => joined,
+            };
+            let error = match joined {
+                Err(error) if error.is_transient() => error,
+                joined => {
+                    health.broker_well();
+                    return joined.map(Some);
+                }
+            };
+            failures += 1;
+            metrics.broker_errors.increment(1);
+            tracing::warn!(consumer = %self.settings.name, %error, "the broker cannot be joined; it is tried again");
+            health.broker_failing(&error);
+            let longest = Duration::from_millis(50 << failures.min(7));
+            tokio::select! {
+                biased;
+                () = &mut *stop => return Ok(None),
+                () = tokio::time::sleep(longest / 2 + self.settings.clock.jitter(longest / 2)) => {}
+            }
+        }
+    }
+
+    async fn try_join(&self) -> Result<Arc<dyn Membership>, BrokerError> {
+        for topic in &self.topics {
+            self.broker.check_topic(topic).await?;
+        }
+        let mut subscription = Subscription::new(self.settings.name.clone(), self.topics.clone());
+        subscription.start = self.start;
+        subscription.clock = self.settings.clock.clone();
+        self.broker.join(subscription).await
+    }
+
+    fn core(
+        self,
+        app: Arc<App>,
+        membership: Arc<dyn Membership>,
+        (health, metrics): (Health, ConsumerMetrics),
+        has_store: bool,
+    ) -> Core {
         #[cfg(any(test, feature = "testing"))]
         let tasks = Tasks::gated(self.gate);
         #[cfg(not(any(test, feature = "testing")))]
@@ -320,7 +367,7 @@ impl Consumer {
         let ownership = self.broker.abilities().ownership;
         Core::new(
             self.settings,
-            Parts { membership, store: self.store, workers, mailbox, tasks, health, ownership, has_store },
+            Parts { membership, store: self.store, workers, mailbox, tasks, health, metrics, ownership, has_store },
         )
     }
 }

@@ -139,7 +139,6 @@ impl Core {
             }
             Err(_) => tracing::warn!("the broker did not answer the leave in time; it will find out by itself"),
         }
-        self.health.stopped();
         match self.stop.abandoned {
             0 => Ok(()),
             running => Err(ServeError::Abandoned { running }),

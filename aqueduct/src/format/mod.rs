@@ -1,5 +1,6 @@
 //! The port to a wire format: how an event looks in a message.
 
+use crate::error::without_values;
 use crate::event::Event;
 use crate::message::Message;
 use crate::topic::{Text, Topic};
@@ -51,7 +52,7 @@ impl FormatError {
     /// An error in JSON, at its line and column.
     pub(crate) fn json(format: &'static str, e: &serde_json::Error) -> Self {
         let at = format!("line {} column {}", e.line(), e.column());
-        let problem = e.to_string();
+        let problem = without_values(e);
         let problem = problem.strip_suffix(&format!(" at {at}")).unwrap_or(&problem).into();
         Self { kind: FormatErrorKind::Malformed, format, at: at.into(), problem }
     }

@@ -138,6 +138,8 @@ impl Publisher {
     pub async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<Receipt, PublishError>> {
         let span =
             tracing::info_span!("aqueduct.publish", publisher = self.config.name.as_str(), events = events.len());
+        #[cfg(feature = "opentelemetry")]
+        let events = in_trace(&span, events);
         let config = &*self.config;
         let prepared = events.into_iter().map(|event| config.prepare(event)).collect();
         let batch = Batch::new(config.broker.as_ref(), &config.clock, &self.gate, prepared);
@@ -145,6 +147,17 @@ impl Publisher {
         config.count(&answers);
         answers
     }
+}
+
+/// Gives the events the trace context that is current within the span.
+#[cfg(feature = "opentelemetry")]
+fn in_trace(span: &tracing::Span, mut events: Vec<Event>) -> Vec<Event> {
+    if let Some(context) = crate::telemetry::context::within(span) {
+        for event in &mut events {
+            crate::telemetry::context::inject(&context, &mut event.headers);
+        }
+    }
+    events
 }
 
 impl Config {

@@ -164,7 +164,7 @@ fn errors_name_the_attribute() {
         ),
         (
             structured(r#"{"specversion":"1.0","id":7,"source":"s","type":"t"}"#),
-            Some((FormatErrorKind::Malformed, vec!["\"id\"", "7"])),
+            Some((FormatErrorKind::Malformed, vec!["\"id\"", "not a number"])),
         ),
         (
             structured(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","id":"2"}"#),
@@ -180,7 +180,7 @@ fn errors_name_the_attribute() {
         ),
         (
             structured(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","list":[1]}"#),
-            Some((FormatErrorKind::Malformed, vec!["\"list\"", "[1]"])),
+            Some((FormatErrorKind::Malformed, vec!["\"list\"", "not an array"])),
         ),
         (structured("{\n  \"id\" 7}"), Some((FormatErrorKind::Malformed, vec!["line 2 column 8"]))),
         (structured("[]"), Some((FormatErrorKind::Malformed, vec!["line 1 column 0", "a JSON object"]))),

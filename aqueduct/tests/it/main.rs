@@ -4,10 +4,13 @@
 
 mod compile;
 mod engine;
+mod faults;
 mod format;
+mod health;
 mod memory;
 mod memory_broker_model;
 mod memory_store_model;
 mod mistakes;
 mod operators;
+mod telemetry;
 mod test_app;

@@ -57,6 +57,8 @@ impl TopicLog {
             return Err(BrokerError::Full { topic: self.topic.clone() });
         }
         let partition = self.choose(&message);
+        // It has served its purpose, and what is kept is copied at every delivery.
+        message.dedup_id = None;
         // Bytes that own a vector become shared, with an allocation, when they are cloned first: here, not at delivery.
         message = message.clone();
         message.stored_at = Some(now);

@@ -104,7 +104,14 @@ fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
 /// A value that must be a string.
 fn text(body: &Bytes, value: &RawValue, name: &str, at: &dyn Fn(&str) -> Text) -> Result<Text, FormatError> {
     string(body, value).map_err(|_| {
-        let found: String = value.get().chars().take(40).collect();
+        let found = match value.get().as_bytes().first() {
+            Some(b'[') => "an array",
+            Some(b'{') => "an object",
+            Some(b't' | b'f') => "a boolean",
+            Some(b'n') => "null",
+            Some(b'"') => "a broken one",
+            _ => "a number",
+        };
         error(FormatErrorKind::Malformed, at(name), format!("a JSON string is expected, not {found}"))
     })
 }
