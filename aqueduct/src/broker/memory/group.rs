@@ -193,6 +193,7 @@ impl Group {
         }
         if std::mem::take(&mut member.struck) {
             self.rebalance(now);
+            self.wake();
         }
         true
     }
@@ -256,6 +257,8 @@ impl Group {
                 }
             }
         }
+        // There may be new deadlines, which those who wait already do not know.
+        self.wake();
     }
 
     /// Says who is to own what: as evenly as can be, and with as few moves as that needs.
