@@ -35,6 +35,7 @@ impl Core {
             return;
         }
         owned.due.touched.clear();
+        owned.due.grown.clear();
         owned.due.next_at = None;
         owned.due.poll_at = Some(now + defaults::COMMAND_POLL);
         // Heads that are in memory may come along; they must not crowd others out.
@@ -67,6 +68,7 @@ impl Core {
                 due.commands.into_iter().for_each(|(id, command)| self.obey(slot, id, &command));
                 if let Some(owned) = self.owned.get_mut(&slot) {
                     owned.due.touched.clear();
+                    owned.due.grown.clear();
                 }
             }
             Err(StoreError::Fenced { held, .. }) => return self.give_up_partition(slot, Some(held)),
@@ -95,7 +97,8 @@ impl Core {
             // What is being inserted may belong before it; when it is in, the store is asked again.
             return;
         }
-        if !room || !owned.due.resumed || owned.due.touched.contains(&row.place) {
+        if !room || !owned.due.resumed || owned.due.touched.contains(&row.place) || owned.due.grown.contains(&row.lane)
+        {
             return owned.due.by(Some(now));
         }
         let Row { place, lane, content, version, attempts, replay, .. } = row;

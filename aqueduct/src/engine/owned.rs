@@ -149,6 +149,8 @@ pub(crate) struct DueState {
     pub(crate) busy: BTreeSet<Place>,
     /// Rows that changed while the store was being asked; its answer may show them as they were.
     pub(crate) touched: BTreeSet<Place>,
+    /// Lanes that got a row in that time; it may belong before the head that the answer shows.
+    pub(crate) grown: BTreeSet<LaneId>,
     /// Commands that are being carried out, and the rows that they are about: these are not tried meanwhile.
     pub(crate) commands: BTreeMap<CommandId, Place>,
 }

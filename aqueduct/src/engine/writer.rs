@@ -198,6 +198,9 @@ impl Core {
                 owned.parked.append_ends(lane);
                 if answer == Applied::Appended {
                     owned.parked.holds(lane, true);
+                    if owned.due.asking.is_some() {
+                        owned.due.grown.insert(lane);
+                    }
                 }
                 owned.parked.try_open(lane, true);
                 self.buffered -= 1;
