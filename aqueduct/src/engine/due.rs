@@ -86,7 +86,8 @@ impl Core {
         let now = self.clock.now();
         let room = self.has_room_for_rows();
         let Some(owned) = self.owned.get_mut(&slot) else { return };
-        if owned.due.busy.contains(&row.place) {
+        if owned.due.busy.contains(&row.place) || owned.due.commands.values().any(|place| *place == row.place) {
+            // When a command has been carried out, the store is asked again.
             return;
         }
         if self.ownership == Ownership::AckEach && owned.parked.is_appending(row.lane) {
@@ -132,10 +133,10 @@ impl Core {
     /// Carries out an operator's command in the lane of its row.
     fn obey(&mut self, slot: u32, id: CommandId, command: &Command) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
-        if !owned.due.commands.insert(id) {
+        let (place, lane) = (command.row.place, command.row.lane);
+        if owned.due.commands.insert(id, place).is_some() {
             return;
         }
-        let (place, lane) = (command.row.place, command.row.lane);
         let running = owned.due.busy.contains(&place);
         let refused = running.then(|| Text::from("an attempt on it is running: look at it again when that has ended"));
         let action = (!running).then(|| command.action.clone());

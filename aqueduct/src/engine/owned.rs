@@ -31,6 +31,8 @@ pub(crate) struct Owned {
     pub(crate) due: DueState,
     pub(crate) settling: Settling,
     pub(crate) returned: Returned,
+    /// Dead letters of a competing consumer that are on their way to the store.
+    pub(crate) burying: BTreeSet<Position>,
     /// Events that found their lane full with no store to spill to; the partition is paused until they are in.
     pub(crate) held: VecDeque<Item>,
     /// While it is being closed: everything below here is to be finished.
@@ -175,8 +177,8 @@ pub(crate) struct DueState {
     pub(crate) busy: BTreeSet<Place>,
     /// Rows that changed while the store was being asked; its answer may show them as they were.
     pub(crate) touched: BTreeSet<Place>,
-    /// Commands that are being carried out.
-    pub(crate) commands: BTreeSet<CommandId>,
+    /// Commands that are being carried out, and the rows that they are about: no attempt on those starts meanwhile.
+    pub(crate) commands: BTreeMap<CommandId, Place>,
 }
 
 impl DueState {
@@ -240,6 +242,11 @@ impl Returned {
 }
 
 impl Owned {
+    /// True if nothing is on its way to the store.
+    pub(crate) fn is_written(&self) -> bool {
+        self.writer.is_idle() && self.burying.is_empty()
+    }
+
     /// True if the broker knows everything that is settled.
     pub(crate) fn is_told(&self) -> bool {
         self.settling.settles.is_empty() && self.settling.in_flight.is_none() && self.settling.flush_at.is_none()
