@@ -39,6 +39,8 @@ impl Stop {
 impl Core {
     pub(super) fn begin_stop(&mut self) {
         tracing::info!(consumer = %self.settings.name, running = self.scheduler.running(), "stopping");
+        // The loop has waited since it looked at the clock, and the limit counts from now.
+        self.now = Instant::now();
         self.stop.asked = Some(self.now);
         let open = self.owned.iter().filter(|(_, o)| o.stage == Stage::Open).map(|(slot, _)| *slot);
         for slot in open.collect::<Vec<_>>() {
