@@ -185,7 +185,8 @@ impl Core {
 
     /// A dead letter of a competing consumer: a row written without a claim.
     fn bury(&mut self, slot: u32, lane: LaneRef, row: crate::store::Row) {
-        let Some(owned) = self.owned.get(&slot) else { return };
+        let Some(owned) = self.owned.get_mut(&slot) else { return };
+        owned.burying.insert(row.place.position);
         let (store, mailbox, partition) = (Arc::clone(&self.store), Arc::clone(&self.mailbox), owned.partition.clone());
         let (consumer, clock, errors) =
             (self.settings.name.clone(), self.clock.clone(), self.metrics.store_errors.clone());
@@ -202,6 +203,9 @@ impl Core {
     pub(super) fn buried(&mut self, slot: u32, lane: LaneRef) {
         if let (Some((_, Head::Writing)), Some(item)) = (self.lanes.look(lane), self.lanes.head(lane)) {
             let position = item.place.position;
+            if let Some(owned) = self.owned.get_mut(&slot) {
+                owned.burying.remove(&position);
+            }
             self.finish_head(slot, lane, position);
         }
     }

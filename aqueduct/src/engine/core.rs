@@ -200,6 +200,7 @@ impl Core {
             Err(error) if error.is_transient() || self.stop.is_asked() => {
                 self.metrics.broker_errors.increment(1);
                 self.fetch_failures += 1;
+                self.now = Instant::now();
                 let wait = Duration::from_millis(50 << self.fetch_failures.min(6));
                 let at = self.now + self.clock.jitter(wait);
                 self.fetch_at = Some(at);

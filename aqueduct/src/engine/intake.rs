@@ -83,6 +83,7 @@ impl Core {
             due: DueState { resumed: self.ownership != Ownership::AckEach, ..DueState::default() },
             settling: Settling { told_floor: floor, ..Settling::default() },
             returned: Returned::default(),
+            burying: std::collections::BTreeSet::new(),
             held: std::collections::VecDeque::new(),
             finish_below: None,
             suspended: Vec::new(),

@@ -29,6 +29,8 @@ pub(crate) struct Owned {
     pub(crate) due: DueState,
     pub(crate) settling: Settling,
     pub(crate) returned: Returned,
+    /// Dead letters of a competing consumer that are on their way to the store.
+    pub(crate) burying: BTreeSet<Position>,
     /// Events that found their lane full with no store to spill to; the partition is paused until they are in.
     pub(crate) held: VecDeque<Item>,
     /// While it is being closed: everything below here is to be finished.
@@ -216,6 +218,11 @@ impl Returned {
 }
 
 impl Owned {
+    /// True if nothing is on its way to the store.
+    pub(crate) fn is_written(&self) -> bool {
+        self.writer.is_idle() && self.burying.is_empty()
+    }
+
     /// True if the broker knows everything that is settled.
     pub(crate) fn is_told(&self) -> bool {
         self.settling.settles.is_empty() && self.settling.in_flight.is_none() && self.settling.flush_at.is_none()

@@ -39,6 +39,8 @@ impl Stop {
 impl Core {
     pub(super) fn begin_stop(&mut self) {
         tracing::info!(consumer = %self.settings.name, running = self.scheduler.running(), "stopping");
+        // The loop has waited since it looked at the clock, and the limit counts from now.
+        self.now = Instant::now();
         self.stop.asked = Some(self.now);
         let open = self.owned.iter().filter(|(_, o)| o.stage == Stage::Open).map(|(slot, _)| *slot);
         for slot in open.collect::<Vec<_>>() {
@@ -97,7 +99,7 @@ impl Core {
         for slot in slots {
             self.flush_now(slot, now);
         }
-        let settled = self.owned.values().all(|o| o.writer.is_idle() && o.is_told());
+        let settled = self.owned.values().all(|o| o.is_written() && o.is_told());
         if self.stop.returned && settled || now >= end_at {
             self.stop.abandoned = self.scheduler.running();
             self.stop.over = true;
@@ -115,7 +117,11 @@ impl Core {
             self.owned.iter().flat_map(|(slot, o)| o.ledger.open().map(|t| (*slot, t)).collect::<Vec<_>>()).collect();
         for (slot, ticket) in tickets {
             // What is on its way to the store is settled when it has arrived.
-            if self.owned.get(&slot).is_some_and(|o| !o.writer.carries(ticket.position)) {
+            if self
+                .owned
+                .get(&slot)
+                .is_some_and(|o| !o.writer.carries(ticket.position) && !o.burying.contains(&ticket.position))
+            {
                 let place = crate::topic::Place { position: ticket.position, index: 0 };
                 self.return_delivery(slot, place, Duration::ZERO);
             }
