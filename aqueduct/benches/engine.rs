@@ -105,6 +105,53 @@ fn engine(rounds: u64, key_of: impl Fn(u64) -> u64 + Copy) -> (f64, f64) {
     (rate(rounds * ROUND, seconds), 1e6 / rate(rounds * ROUND, cpu))
 }
 
+/// How long 20,000 events of 200 keys take beside a key that fails with 500 events behind it and a handler that blocks its
+/// thread until the end, over how long they take without: medians of runs that alternate.
+fn isolation() -> f64 {
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        with.push(others(true));
+        without.push(others(false));
+    }
+    median(with) / median(without)
+}
+
+/// Seconds that the events of the healthy keys take; with a thread to spare, as the promise demands.
+fn others(beside_bad_keys: bool) -> f64 {
+    const EVENTS: u64 = 20_000;
+    let runtime = Builder::new_multi_thread().worker_threads(3).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let broker = MemoryBroker::new();
+        let message = |n: u64, kind: &'static str, key: String| {
+            let event = Event::raw(kind, vec![b'x'; 256]).id(n.to_string()).source("bench").key(key);
+            CloudEvents::binary().encode(&event, &"bench".into()).expect("a plain event")
+        };
+        let mut messages = Vec::new();
+        if beside_bad_keys {
+            messages.extend((0..501).map(|n| message(EVENTS + n, "fails", "failing".into())));
+            messages.push(message(2 * EVENTS, "blocks", "blocking".into()));
+        }
+        messages.extend((0..EVENTS).map(|n| message(n, "bench.event", (n % 200).to_string())));
+        broker.publish(messages).await;
+        let done = Arc::new(Notify::new());
+        let (unblock, blocked) = std::sync::mpsc::channel::<()>();
+        let blocked = Arc::new(parking_lot::Mutex::new(blocked));
+        let router = counting_router(EVENTS, Arc::clone(&done))
+            .on("fails", async || -> aqueduct::Result<()> { Err(aqueduct::Error::msg("always")) })
+            .on("blocks", async move || {
+                let _ = blocked.lock().recv();
+            });
+        let begin = Instant::now();
+        let serving =
+            tokio::spawn(Consumer::new("bench", broker.clone()).topics(["bench"]).serve(router).into_future());
+        done.notified().await;
+        let seconds = begin.elapsed().as_secs_f64();
+        drop(unblock);
+        serving.abort();
+        seconds
+    })
+}
+
 fn main() {
     type Keys = fn(u64) -> u64;
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
@@ -116,6 +163,9 @@ fn main() {
         ("1m_keys", |n| scattered(n, 1_000_000)),
         ("zipf", zipf),
     ];
+    if wanted("isolation") {
+        println!("isolation_others_beside_bad_keys_ratio: {:.2} (bar 1.25)", isolation());
+    }
     for (name, keys) in mixes {
         let judged = name == "10k_keys";
         if wanted("lanes") {
