@@ -133,10 +133,10 @@ impl Core {
             if now >= self.next_tick {
                 self.tick(now);
             }
-            self.dispatch(now);
             if self.stop.is_over() {
                 return self.leave().await;
             }
+            self.dispatch(now);
             let fetching = self.fetch_at.is_none_or(|at| at <= now);
             let (room, next_tick, membership) = (self.room(), self.next_tick, &self.membership);
             let event = tokio::select! {
