@@ -141,11 +141,11 @@ impl Core {
             if now >= self.next_tick {
                 self.tick(now);
             }
-            self.dispatch(now);
             if self.stop.is_over() {
                 drop(fetch);
                 return self.leave().await;
             }
+            self.dispatch(now);
             let next_tick = self.next_tick;
             fetch = self.fetch(fetch, now);
             let event = tokio::select! {

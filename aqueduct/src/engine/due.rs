@@ -34,8 +34,7 @@ impl Core {
         if !(poll || due) || owned.due.asking.is_some() || !owned.is_open(&self.clock) || owned.writer.is_failing() {
             return;
         }
-        owned.due.touched.clear();
-        owned.due.grown.clear();
+        owned.due.answered();
         owned.due.next_at = None;
         owned.due.poll_at = Some(now + defaults::COMMAND_POLL);
         // Heads that are in memory may come along; they must not crowd others out.
@@ -67,8 +66,7 @@ impl Core {
                 due.heads.into_iter().for_each(|row| self.offer(slot, row));
                 due.commands.into_iter().for_each(|(id, command)| self.obey(slot, id, &command));
                 if let Some(owned) = self.owned.get_mut(&slot) {
-                    owned.due.touched.clear();
-                    owned.due.grown.clear();
+                    owned.due.answered();
                 }
             }
             Err(StoreError::Fenced { held, .. }) => return self.give_up_partition(slot, Some(held)),
@@ -97,8 +95,9 @@ impl Core {
             // What is being inserted may belong before it; when it is in, the store is asked again.
             return;
         }
-        if !room || !owned.due.resumed || owned.due.touched.contains(&row.place) || owned.due.grown.contains(&row.lane)
-        {
+        let changed = owned.due.touched.contains(&row.place)
+            || self.ownership == Ownership::AckEach && owned.due.grown.contains(&row.lane);
+        if !room || !owned.due.resumed || changed {
             return owned.due.by(Some(now));
         }
         let Row { place, lane, content, version, attempts, replay, .. } = row;

@@ -151,9 +151,9 @@ pub(crate) struct DueState {
     pub(crate) busy: BTreeSet<Place>,
     /// Rows that changed while the store was being asked; its answer may show them as they were.
     pub(crate) touched: BTreeSet<Place>,
-    /// Lanes that got a row in that time; it may belong before the head that the answer shows.
+    /// Lanes that got a row while the store was being asked; where rows are inserted its answer may show a later head.
     pub(crate) grown: BTreeSet<LaneId>,
-    /// Commands that are being carried out, and the rows that they are about: these are not tried meanwhile.
+    /// Commands that are being carried out, and the rows that they are about: no attempt on those starts meanwhile.
     pub(crate) commands: BTreeMap<CommandId, Place>,
 }
 
@@ -163,6 +163,19 @@ impl DueState {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+    }
+
+    /// A lane has got a row.
+    pub(crate) fn grows(&mut self, lane: LaneId) {
+        if self.asking.is_some() {
+            self.grown.insert(lane);
+        }
+    }
+
+    /// The store's answer has been dealt with.
+    pub(crate) fn answered(&mut self) {
+        self.touched.clear();
+        self.grown.clear();
     }
 
     /// A row has left memory.

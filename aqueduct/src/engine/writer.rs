@@ -196,6 +196,7 @@ impl Core {
             }
             After::Appended { lane, position } => {
                 owned.parked.append_ends(lane);
+                owned.due.grows(lane);
                 if answer == Applied::Appended {
                     owned.parked.holds(lane, true);
                     if owned.due.asking.is_some() {

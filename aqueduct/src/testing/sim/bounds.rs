@@ -1,9 +1,9 @@
 //! I10: running, buffered and attempts stay inside their limits; duplicates only after a disruption.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::checker::{Index, Invariant, RunInfo, Truth, Violation, competing_disturbed};
-use super::faults::SLOW_MAX;
+use super::checker::{Index, Invariant, RunInfo, Truth, Violation};
 use super::history::{EventNo, Instance, Record, Run, What};
 use crate::broker::Ownership;
 use crate::topic::{Partition, Position};
@@ -55,7 +55,7 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
     let mut held: BTreeMap<Instance, BTreeSet<(Partition, Position)>> = BTreeMap::new();
     let mut found = asked(records, truth);
     if truth.ownership != Ownership::Floor {
-        // Deliveries that are given back leave the buffer a moment before the broker is told.
+        // Deliveries that are given back leave the buffer some time before the broker is told, or never, in a crash.
         return found;
     }
     let limit = truth.buffer + truth.concurrency;
@@ -110,9 +110,6 @@ fn attempts(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> 
 
 /// Failed attempts of an event are at most what the policy allows for each life of its partition's owners.
 fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
-    if competing_disturbed(records, truth) {
-        return Vec::new();
-    }
     let mut failed: BTreeMap<(EventNo, Instance), Vec<usize>> = BTreeMap::new();
     for (n, record) in records.iter().enumerate() {
         if let What::Failed { run } = record.what
@@ -122,11 +119,24 @@ fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> 
         }
     }
     let disturbed = |instance: Instance| {
-        records.iter().any(|r| r.instance == instance && matches!(r.what, What::Frozen | What::Lost { .. }))
+        let disturbs = |what: &What| match what {
+            What::Frozen | What::Lost { .. } => true,
+            // A competing consumer is given again what it could not settle in time.
+            What::Fault { point } => truth.ownership == Ownership::Competing && point.starts_with("settle"),
+            _ => false,
+        };
+        records.iter().any(|r| r.instance == instance && disturbs(&r.what))
     };
-    let too_many = failed
-        .into_iter()
-        .filter(|((_, instance), at)| at.len() > truth.attempts_max as usize && !disturbed(*instance));
+    let replays = |event: EventNo| {
+        let of = |r: &&Record| match &r.what {
+            What::Replayed { partition, position } => index.at(partition, *position) == Some(event),
+            _ => false,
+        };
+        records.iter().filter(of).count()
+    };
+    let allowed = |event: EventNo| (truth.attempts_max as usize).saturating_mul(1 + replays(event));
+    let too_many =
+        failed.into_iter().filter(|((event, instance), at)| at.len() > allowed(*event) && !disturbed(*instance));
     too_many
         .map(|((event, _), at)| {
             let text =
@@ -153,19 +163,18 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
         };
         let Some(run) = run else { continue };
         let Some((first, by)) = effects.insert(run.event, (n, run)) else { continue };
-        let disrupted =
-            |from: usize, instance: Instance| disrupted(&records[from..n], instance, &run.partition, truth, index);
-        let excused = slow_before(&records[..=first], by.instance)
-            || match truth.ownership {
-                // Competing instances may have been handed one event at the same time: what delays either of them counts.
-                Ownership::Competing => disrupted(0, by.instance) || disrupted(0, run.instance),
-                // Who stored it may have been cut off before the broker knew.
-                Ownership::Floor if hands_over(&records[..n], by) => true,
-                _ => {
-                    disrupted(first, by.instance)
-                        || stored.get(&run.event).is_some_and(|(at, who)| disrupted(*at, *who))
-                }
-            };
+        let cut_off = |from: usize, instance: Instance| disrupted(&records[from..n], instance, &run.partition, index);
+        let excused = match truth.ownership {
+            // Competing instances may have been handed one event at the same time: what delays either of them counts.
+            Ownership::Competing => cut_off(0, by.instance) || cut_off(0, run.instance),
+            Ownership::Floor if unfinished_at_leave(&records[..n], by, truth, index) => true,
+            // Who stored it may have been cut off before the broker knew.
+            _ => {
+                cut_off(first, by.instance)
+                    || stops_too_late(&records[..=first], by.instance)
+                    || stored.get(&run.event).is_some_and(|(at, who)| cut_off(*at, *who))
+            }
+        };
         if !excused {
             let text = format!("{} took effect twice without a crash, timeout or disconnect", truth.name(run.event));
             found.push(Violation::new(Invariant::Bounds, text, [first, n]));
@@ -174,19 +183,48 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
     found
 }
 
-/// True if a call that tells what is done may still have been on its way at the last of these records, or the process
-/// had just been thawed and not yet heard what had happened meanwhile.
-fn slow_before(records: &[Record], instance: Instance) -> bool {
+/// True if the process was thawed just before the last of these records, when the time that it had to stop was over.
+fn stops_too_late(records: &[Record], instance: Instance) -> bool {
     let Some(end) = records.last() else { return false };
-    let slow = |what: &What| match what {
-        What::Fault { point } => cuts_off(point) && point.ends_with("/slow"),
-        What::Thawed => true,
-        _ => false,
-    };
-    records.iter().rev().take_while(|r| end.at.since(r.at) <= SLOW_MAX).any(|r| r.instance == instance && slow(&r.what))
+    let own = || records.iter().filter(|r| r.instance == instance);
+    own().any(|r| r.what == What::Stopping)
+        && own().any(|r| r.what == What::Thawed && end.at.since(r.at) <= Duration::from_secs(1))
 }
 
-/// True if the owner stops, or gives the partition up: a floor cannot tell the next one what is done above it.
+/// True if the owner stops, or gives the partition up, and could not finish what stands before finished events: there is
+/// no store to put an event into that failed, or the time was over. A floor cannot tell the next owner what is done above.
+fn unfinished_at_leave(records: &[Record], run: &RunInfo, truth: &Truth, index: &Index) -> bool {
+    hands_over(records, run) && (fails_at_leave(records, run, truth, index) || stops_late(records, run.instance, truth))
+}
+
+/// True if there is no store and an event before this one has failed last, or timed out.
+fn fails_at_leave(records: &[Record], run: &RunInfo, truth: &Truth, index: &Index) -> bool {
+    if truth.has_store {
+        return false;
+    }
+    let mut failed: BTreeSet<EventNo> = BTreeSet::new();
+    for record in records.iter().filter(|r| r.instance == run.instance) {
+        match &record.what {
+            What::Started { event, .. } => drop(failed.insert(*event)),
+            What::Effect { run } => drop(index.run(*run).map(|run| failed.remove(&run.event))),
+            _ => {}
+        }
+    }
+    index
+        .events_of(&run.partition)
+        .take_while(|(_, event)| *event != run.event)
+        .any(|(_, event)| failed.contains(&event))
+}
+
+/// True if a graceful stop took so long that it was cut short.
+fn stops_late(records: &[Record], instance: Instance, truth: &Truth) -> bool {
+    let mut own = records.iter().filter(|r| r.instance == instance);
+    let asked = own.find(|r| r.what == What::Stopping).map(|r| r.at);
+    let stopped = own.find(|r| matches!(r.what, What::Stopped { .. })).or(records.last()).map(|r| r.at);
+    asked.zip(stopped).is_some_and(|(asked, stopped)| stopped.since(asked) >= truth.shutdown.mul_f64(0.8))
+}
+
+/// True if the owner stops, or gives the partition up.
 fn hands_over(records: &[Record], run: &RunInfo) -> bool {
     records[run.record..].iter().any(|r| match &r.what {
         What::Released { partition } => r.instance == run.instance && *partition == run.partition,
@@ -194,16 +232,34 @@ fn hands_over(records: &[Record], run: &RunInfo) -> bool {
     }) || records.iter().any(|r| r.instance == run.instance && r.what == What::Stopping)
 }
 
+/// True if an event had its effect with one competing instance and was given up by another, and one of them was cut off
+/// so that both had been given it.
+pub(super) fn were_given_both(records: &[Record], effect: usize, truth: &Truth, index: &Index) -> bool {
+    let What::Effect { run } = records[effect].what else { return false };
+    let Some(run) = index.run(run).filter(|_| truth.ownership == Ownership::Competing) else { return false };
+    let gave_up = records.iter().filter(|r| match &r.what {
+        What::Stored { partition, position, .. } => index.at(partition, *position) == Some(run.event),
+        _ => false,
+    });
+    let mut both = gave_up.map(|r| r.instance).chain([run.instance]);
+    both.any(|instance| disrupted(records, instance, &run.partition, index))
+}
+
+/// True if something cut the instance off after this effect, so that not everybody may know of it.
+pub(super) fn is_cut_off(records: &[Record], effect: usize, index: &Index) -> bool {
+    let What::Effect { run } = records[effect].what else { return false };
+    index.run(run).is_some_and(|run| disrupted(&records[effect..], run.instance, &run.partition, index))
+}
+
 /// True if something happened to an instance, and its work on a partition, that excuses a repeat.
-fn disrupted(records: &[Record], instance: Instance, partition: &Partition, truth: &Truth, index: &Index) -> bool {
-    let by_floor = truth.ownership == Ownership::Floor;
+fn disrupted(records: &[Record], instance: Instance, partition: &Partition, index: &Index) -> bool {
     let mut outcome: BTreeSet<Run> = BTreeSet::new();
     records.iter().any(|record| {
         let same = record.instance == instance;
         match &record.what {
             What::Crashed | What::Frozen | What::Stopped { error: Some(_) } => same,
             What::Lost { partition: lost } => same && lost == partition,
-            What::Fault { point } => (same && cuts_off(point)) || (!by_floor && point == "deliver/again"),
+            What::Fault { point } => same && cuts_off(point),
             What::Effect { run } | What::Failed { run } => {
                 outcome.insert(*run);
                 false

@@ -78,6 +78,8 @@ impl fmt::Display for Violation {
 pub(crate) struct Truth {
     /// How the deliveries are owned.
     pub(crate) ownership: Ownership,
+    /// There is a store that counts.
+    pub(crate) has_store: bool,
     /// The events by their numbers.
     pub(crate) events: Vec<Told>,
     /// Handlers that may run at a time in one instance.
@@ -86,6 +88,8 @@ pub(crate) struct Truth {
     pub(crate) buffer: usize,
     /// Attempts that an event may have.
     pub(crate) attempts_max: u32,
+    /// How long a graceful stop may take.
+    pub(crate) shutdown: Duration,
     /// How long everything may take to settle once the faults have stopped.
     pub(crate) patience: Duration,
 }
@@ -250,7 +254,7 @@ fn no_loss(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
         match (effect, left) {
             (None, None) if !discarded => tell(format!("{name} is lost: no effect, dead letter or discard"), vec![]),
             // One competitor may finish what another, to whom it was given as well, has given up.
-            (Some(_), Some((_, RowState::Dead(_)))) if competing_disturbed(records, truth) => {}
+            (Some(e), Some((_, RowState::Dead(_)))) if bounds::were_given_both(records, *e, truth, index) => {}
             (Some(e), Some((l, RowState::Dead(_)))) => {
                 tell(format!("{name} has an effect and is a dead letter too"), vec![*e, *l]);
             }
@@ -260,17 +264,13 @@ fn no_loss(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
             (None, Some((l, RowState::Parked))) if !held => {
                 tell(format!("{name} is still parked and no dead letter holds its key"), vec![*l]);
             }
+            // Its effect may not have come to the store's notice before an operator discarded it.
+            (Some(e), _) if discarded && bounds::is_cut_off(records, *e, index) => {}
             (Some(e), _) if discarded => tell(format!("{name} has an effect and was discarded too"), vec![*e]),
             _ => {}
         }
     }
     found
-}
-
-/// True if competing instances may have been given the same delivery, or counted its attempts differently.
-pub(crate) fn competing_disturbed(records: &[Record], truth: &Truth) -> bool {
-    let disturbs = |what: &What| matches!(what, What::Crashed | What::Frozen | What::Fault { .. });
-    truth.ownership == Ownership::Competing && records.iter().any(|record| disturbs(&record.what))
 }
 
 /// I6, at every acknowledgement, which is before any crash that could follow it.

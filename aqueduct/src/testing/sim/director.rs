@@ -20,13 +20,13 @@ use super::report::Report;
 use super::script::Stage;
 use super::store::FaultyStore;
 use super::world::{Planned, Scenario, Step};
-use crate::broker::{Broker, MemoryBroker};
+use crate::broker::{Broker, MemoryBroker, Ownership};
 use crate::clock::Clock;
 use crate::engine::Consumer;
 use crate::format::{CloudEvents, Format};
 use crate::message::Message;
 use crate::router::Router;
-use crate::store::{Hold, MemoryStore, Query, RowState, Store};
+use crate::store::{Action, Command, CommandState, Hold, Listed, MemoryStore, Query, RowState, Store};
 use crate::topic::{Text, Topic};
 
 const CONSUMER: &str = "sim";
@@ -34,8 +34,8 @@ const CONSUMER: &str = "sim";
 /// How often the director looks whether everything is settled.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How much longer than its own limit a graceful stop may take: it may be frozen when it is asked.
-const STOP_MARGIN: Duration = Duration::from_secs(20);
+/// How much longer than its limit, and as long again for the leave, a graceful stop may take.
+const STOP_MARGIN: Duration = Duration::from_secs(1);
 
 /// Makes the router of one life of an instance.
 pub(crate) type MakeRouter = Arc<dyn Fn(&Life) -> Router + Send + Sync>;
@@ -192,6 +192,7 @@ impl Director {
                 }
             }
             Task::Step(Step::Stop(slot)) => self.stop(slot),
+            Task::Step(Step::Operate(what)) => self.operate(what).await,
         }
     }
 
@@ -280,7 +281,7 @@ impl Director {
         if let Some((stop, life)) = stop
             && !life.is_dead()
         {
-            life.note(What::Stopping);
+            life.asked_to_stop();
             // It may have ended by itself.
             let _ = stop.send(());
         }
@@ -314,6 +315,10 @@ impl Director {
         if self.broker.lag(CONSUMER) != Some(0) {
             return false;
         }
+        let waits = |(_, _, state): &(_, _, CommandState)| *state == CommandState::Waiting;
+        if self.store.audit().iter().any(waits) {
+            return false;
+        }
         let rows = self.rows().await;
         let blocked: BTreeSet<_> =
             rows.iter().filter(|(_, row)| row.1 == RowState::Dead(Hold::Block)).map(|(lane, _)| lane).collect();
@@ -321,26 +326,52 @@ impl Director {
     }
 
     /// The rows of the store, each with the partition and lane that it belongs to.
-    async fn rows(&self) -> Vec<Listed> {
+    async fn rows(&self) -> Vec<Found> {
+        let name = |l: Listed| ((l.partition, l.row.lane), (l.row.place.position, l.row.state));
+        self.listed().await.into_iter().map(name).collect()
+    }
+
+    async fn listed(&self) -> Vec<Listed> {
         let mut query = Query { consumer: Some(Text::from(CONSUMER)), ..Query::default() };
         query.limit = usize::MAX;
-        let listed = self.store.browse(&query).await.unwrap_or_default();
-        let name = |l: crate::store::Listed| ((l.partition, l.row.lane), (l.row.place.position, l.row.state));
-        listed.into_iter().map(name).collect()
+        self.store.browse(&query).await.unwrap_or_default()
+    }
+
+    /// An operator looks at the rows and asks for something that can be done with one of them.
+    async fn operate(&self, what: u32) {
+        let rows: Vec<Listed> =
+            self.listed().await.into_iter().filter(|l| l.row.state != RowState::Discarded).collect();
+        if rows.is_empty() || self.scenario.ownership == Ownership::Competing {
+            return;
+        }
+        let on = &rows[what as usize / 8 % rows.len()];
+        let action = match what % 8 {
+            0 | 1 => Action::Discard,
+            2..=4 if on.row.state == RowState::Dead(Hold::Block) => Action::Skip,
+            _ => Action::Replay,
+        };
+        // It is refused if the row has changed meanwhile.
+        let _ = self.store.command(&Command::new(on, action, "operator", "the seed says so")).await;
     }
 
     async fn stop_all(&mut self) {
         for slot in 0..self.slots.len() {
             self.stop(slot);
         }
-        let deadline = Instant::now() + self.scenario.shutdown + STOP_MARGIN;
+        let asked = Instant::now();
         while self.slots.iter().any(|slot| slot.running.is_some()) {
+            // A process that is frozen learns of it late.
+            let thawed = self.slots.iter().filter_map(|slot| slot.running.as_ref()?.life.thaws_at()).max();
+            let deadline = thawed.max(Some(asked)).unwrap_or(asked) + self.scenario.shutdown * 2 + STOP_MARGIN;
             tokio::select! {
                 biased;
                 Some(instance) = self.deaths.1.recv() => self.ended(instance),
                 () = tokio::time::sleep_until(deadline) => {
+                    if self.slots.iter().filter_map(|slot| slot.running.as_ref()?.life.thaws_at()).max() > thawed {
+                        continue;
+                    }
                     let left: Vec<Instance> = self.slots.iter().filter_map(|s| Some(s.running.as_ref()?.life.instance())).collect();
-                    let text = format!("instances {left:?} did not stop within {:?} and {STOP_MARGIN:?}", self.scenario.shutdown);
+                    let text = format!("instances {left:?} did not stop within twice {:?} and {STOP_MARGIN:?}", self.scenario.shutdown);
                     return self.fail(Invariant::Liveness, text);
                 }
             }
@@ -363,7 +394,7 @@ impl Director {
 }
 
 /// A row: the partition and lane that it belongs to, its position and its state.
-type Listed = ((crate::topic::Partition, crate::topic::LaneId), (crate::topic::Position, RowState));
+type Found = ((crate::topic::Partition, crate::topic::LaneId), (crate::topic::Position, RowState));
 
 fn message(planned: &Planned) -> Option<Message> {
     let topic = planned.event.topic.clone()?;
@@ -388,10 +419,12 @@ fn truth(scenario: &Scenario) -> Truth {
     };
     Truth {
         ownership: scenario.ownership,
+        has_store: !scenario.storeless,
         events: scenario.events.iter().enumerate().map(told).collect(),
         concurrency: scenario.concurrency,
         buffer: scenario.buffer,
         attempts_max: if scenario.storeless { u32::MAX } else { scenario.attempts_max },
+        shutdown: scenario.shutdown,
         patience: scenario.patience,
     }
 }

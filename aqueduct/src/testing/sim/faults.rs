@@ -13,7 +13,7 @@ use crate::clock::Boot;
 use crate::error::BoxError;
 
 /// All calls through ports by which an instance's work becomes durable or is handed on, by name; a point is one of them with
-/// `/before` or `/after` behind it.
+/// `/before` or `/after` behind it, and with `stop.` before it once the instance has been asked to stop.
 pub const CALLS: [&str; 16] = [
     "join",
     "next",
@@ -189,14 +189,21 @@ impl Faults {
         let mut dies = false;
         for call in calls {
             let point = format!("{call}/{side}");
-            self.0.reached.count(&point);
-            if let Some((_, nth)) = self.0.plan.crash_at.as_ref().filter(|(at, _)| *at == point) {
-                let mut state = self.0.state.lock();
-                state.crash_count += 1;
-                dies |= state.crash_count == *nth && self.shaky();
+            dies |= self.reaches(&point);
+            if self.0.life.is_stopping() {
+                dies |= self.reaches(&format!("stop.{point}"));
             }
         }
         dies
+    }
+
+    /// Counts a point; true if it is the one to die at.
+    fn reaches(&self, point: &str) -> bool {
+        self.0.reached.count(point);
+        let Some((_, nth)) = self.0.plan.crash_at.as_ref().filter(|(at, _)| *at == point) else { return false };
+        let mut state = self.0.state.lock();
+        state.crash_count += 1;
+        state.crash_count == *nth && self.shaky()
     }
 
     /// Ends the process within this poll.

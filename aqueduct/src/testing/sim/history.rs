@@ -74,6 +74,8 @@ pub(crate) enum What {
     Ended { run: Run },
     /// The store holds the event from here on.
     Stored { partition: Partition, position: Position, state: RowState },
+    /// An operator has the event tried again, whatever became of it.
+    Replayed { partition: Partition, position: Position },
     /// The store was asked to hold the event, and says that it was finished before.
     Known { partition: Partition, position: Position },
     /// The store has deleted the event's row.
@@ -160,6 +162,7 @@ impl fmt::Display for Record {
                 write_lease(f, *lease)
             }
             What::Stored { partition, position, state } => write!(f, "stored {partition}:{} {state:?}", position.0),
+            What::Replayed { partition, position } => write!(f, "replayed {partition}:{}", position.0),
             What::Known { partition, position } => write!(f, "store knows {partition}:{}", position.0),
             What::Finished { partition, position } => write!(f, "row deleted {partition}:{}", position.0),
             What::Floor { partition, position } => write!(f, "settles all up to {partition}:{}", position.0),

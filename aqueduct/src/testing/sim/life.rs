@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 use super::history::{History, Instance, What};
 use crate::broker::Lease;
@@ -24,12 +26,15 @@ struct Inner {
     /// Tells the director who has died.
     deaths: UnboundedSender<Instance>,
     leases: Mutex<BTreeMap<(Partition, Epoch), Lease>>,
+    stopping: AtomicBool,
+    thaws_at: Mutex<Option<Instant>>,
 }
 
 impl Life {
     pub(crate) fn new(instance: Instance, history: History, deaths: UnboundedSender<Instance>) -> Self {
-        let (gate, leases) = (Gate::default(), Mutex::default());
-        Self(Arc::new(Inner { instance, gate, history, deaths, leases }))
+        let (gate, leases, stopping, thaws_at) =
+            (Gate::default(), Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Self(Arc::new(Inner { instance, gate, history, deaths, leases, stopping, thaws_at }))
     }
 
     pub(crate) fn instance(&self) -> Instance {
@@ -52,6 +57,16 @@ impl Life {
         self.0.gate.is_dead()
     }
 
+    /// The process is asked to stop gracefully.
+    pub(crate) fn asked_to_stop(&self) {
+        self.note(What::Stopping);
+        self.0.stopping.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+
     /// Kills the process: nothing of it is polled again.
     pub(crate) fn kill(&self) {
         if !self.is_dead() {
@@ -69,14 +84,23 @@ impl Life {
         }
         self.note(What::Frozen);
         self.0.gate.freeze();
+        let thaws_at = Instant::now() + span;
+        let latest = self.0.thaws_at.lock().replace(thaws_at);
+        *self.0.thaws_at.lock() = latest.max(Some(thaws_at));
         let life = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(span).await;
-            if !life.is_dead() {
+            // Another freeze may have begun meanwhile.
+            if !life.is_dead() && life.thaws_at() <= Some(Instant::now()) {
                 life.note(What::Thawed);
                 life.0.gate.thaw();
             }
         });
+    }
+
+    /// When it is polled again, or was after its last freeze.
+    pub(crate) fn thaws_at(&self) -> Option<Instant> {
+        *self.0.thaws_at.lock()
     }
 
     /// Waits for ever if the process is dead: the poll in which it died may still reach a port.

@@ -22,6 +22,8 @@ mod broker;
 mod checker;
 #[cfg(test)]
 mod checker_tests;
+#[cfg(test)]
+mod crash_tests;
 mod director;
 mod exclusion;
 mod faults;

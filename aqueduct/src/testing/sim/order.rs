@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::checker::{Index, Invariant, Truth, Violation};
 use super::history::{EventNo, Record, What};
-use crate::broker::Ownership;
 use crate::store::{Hold, RowState};
 
 /// What the history has shown so far.
@@ -14,6 +13,8 @@ struct Walk<'a> {
     done: BTreeSet<EventNo>,
     dead: BTreeMap<EventNo, (usize, Hold)>,
     gone: BTreeSet<EventNo>,
+    /// Dead letters that let their lane pass and were replayed: they run late, and may stand anywhere.
+    late: BTreeSet<EventNo>,
     /// The latest effect of each lane: its counter and record.
     latest: BTreeMap<&'a str, (usize, usize)>,
     found: Vec<Violation>,
@@ -28,6 +29,7 @@ pub(crate) fn check(records: &[Record], truth: &Truth, index: &Index) -> Vec<Vio
         done: BTreeSet::new(),
         dead: BTreeMap::new(),
         gone: BTreeSet::new(),
+        late: BTreeSet::new(),
         latest: BTreeMap::new(),
         found: Vec::new(),
     };
@@ -48,6 +50,13 @@ pub(crate) fn check(records: &[Record], truth: &Truth, index: &Index) -> Vec<Vio
                 }
                 _ => {}
             },
+            What::Replayed { partition, position } => {
+                if let Some(event) = index.at(partition, *position)
+                    && let Some((_, Hold::Skip)) = walk.dead.remove(&event)
+                {
+                    walk.late.insert(event);
+                }
+            }
             _ => {}
         }
     }
@@ -69,7 +78,7 @@ impl<'a> Walk<'a> {
         for &earlier in &self.lanes[lane][..counter] {
             let name = self.truth.name(event);
             match self.dead.get(&earlier) {
-                _ if self.gone.contains(&earlier) || self.done.contains(&earlier) => {}
+                _ if [&self.gone, &self.done, &self.late].iter().any(|set| set.contains(&earlier)) => {}
                 Some((_, Hold::Skip)) => {}
                 Some((at, Hold::Block)) => {
                     let text = format!("{name} started behind the blocking dead letter {}", self.truth.name(earlier));
@@ -85,13 +94,16 @@ impl<'a> Walk<'a> {
 
     fn effect(&mut self, event: EventNo, n: usize) {
         let Some((lane, counter)) = self.lane(event) else { return };
+        if self.late.contains(&event) {
+            return;
+        }
         let before = self.latest.insert(lane, (counter, n));
         self.done.insert(event);
-        let (Some((last, at)), Ownership::Floor) = (before, self.truth.ownership) else { return };
+        let Some((last, at)) = before else { return };
         // Upwards from the last effect without a hole; a step down begins a repeat, which `bounds` judges.
         for left_out in last + 1..counter {
             let left_out = self.lanes[lane][left_out];
-            if !self.dead.contains_key(&left_out) && !self.gone.contains(&left_out) {
+            if !self.dead.contains_key(&left_out) && !self.gone.contains(&left_out) && !self.late.contains(&left_out) {
                 let text = format!(
                     "{} took effect in a repeat that left out {}",
                     self.truth.name(event),

@@ -11,7 +11,8 @@ fn is_found(bug: Planted, as_one_of: &[Invariant]) {
         failures.iter().any(|failure| as_one_of.contains(&failure.invariant)) && Sim::new(*seed).run().is_ok()
     };
     let seed = (0..1_000).find(shows);
-    assert!(seed.is_some(), "{bug:?} was not found within 1,000 seeds");
+    let seed = seed.unwrap_or_else(|| panic!("{bug:?} was not found within 1,000 seeds"));
+    println!("{bug:?} shows at seed {seed}, after {} seeds", seed + 1);
 }
 
 #[test]

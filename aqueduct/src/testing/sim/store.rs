@@ -9,8 +9,8 @@ use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::{
-    Applied, Claim, Command, CommandId, CommandState, Due, Listed, MemoryStore, Next, Op, Query, Row, RowState, Store,
-    StoreAbilities, TakeOver,
+    Action, Applied, Claim, Command, CommandId, CommandState, Due, Hold, Listed, MemoryStore, Next, Op, Query, Row,
+    RowState, Store, StoreAbilities, TakeOver,
 };
 use crate::topic::{Partition, Position, Text};
 
@@ -101,11 +101,46 @@ impl FaultyStore {
 }
 
 async fn apply(store: &MemoryStore, life: &Life, claim: &Claim, ops: &[Op]) -> Result<Vec<Applied>, StoreError> {
+    let before = waiting(store, ops);
     let answers = store.apply(claim, ops).await?;
+    for command in before.into_iter().filter_map(|id| carried_out(store, id)) {
+        note_command(life, &command);
+    }
     for (op, answer) in ops.iter().zip(&answers) {
         note_op(life, &claim.partition, op, *answer);
     }
     Ok(answers)
+}
+
+/// The commands among the operations that nobody has carried out yet.
+fn waiting(store: &MemoryStore, ops: &[Op]) -> Vec<CommandId> {
+    let ids: Vec<CommandId> =
+        ops.iter().filter_map(|op| if let Op::Operate { id, .. } = op { Some(*id) } else { None }).collect();
+    if ids.is_empty() {
+        return ids;
+    }
+    let waits = |(id, _, state): (CommandId, Command, CommandState)| {
+        (state == CommandState::Waiting && ids.contains(&id)).then_some(id)
+    };
+    store.audit().into_iter().filter_map(waits).collect()
+}
+
+/// The command, if it was carried out.
+fn carried_out(store: &MemoryStore, id: CommandId) -> Option<Command> {
+    let done =
+        |(at, _, state): &(CommandId, Command, CommandState)| *at == id && matches!(state, CommandState::Done { .. });
+    store.audit().into_iter().find(done).map(|(_, command, _)| command)
+}
+
+fn note_command(life: &Life, command: &Command) {
+    let (partition, position) = (command.partition.clone(), command.row.place.position);
+    let state = match command.action {
+        Action::Replay => return life.note(What::Replayed { partition, position }),
+        Action::Skip => RowState::Dead(Hold::Skip),
+        Action::Discard => RowState::Discarded,
+        Action::Edit(_) => return,
+    };
+    life.note(What::Stored { partition, position, state });
 }
 
 fn call_of(op: &Op) -> &'static str {
@@ -131,7 +166,9 @@ fn note_op(life: &Life, partition: &Partition, op: &Op, answer: Applied) {
         }
         Op::Append { row, .. } if matches!(answer, Applied::Appended) => note_row(life, &partition, row),
         Op::Append { row, .. } => life.note(What::Known { partition, position: row.place.position }),
-        Op::Finish(row) => life.note(What::Finished { partition, position: row.place.position }),
+        Op::Finish(row) if !matches!(answer, Applied::Conflict) => {
+            life.note(What::Finished { partition, position: row.place.position })
+        }
         Op::Update { row, to: Next::Dead(hold), .. } if !matches!(answer, Applied::Conflict) => {
             life.note(What::Stored { partition, position: row.place.position, state: RowState::Dead(*hold) });
         }

@@ -1,6 +1,7 @@
 //! Runs of the simulator.
 
 use super::run::{Sim, run};
+use crate::engine::planted::Planted;
 
 #[test]
 fn the_same_seed_repeats_the_same_run() {
@@ -8,6 +9,18 @@ fn the_same_seed_repeats_the_same_run() {
         let (a, b) = (run(seed), run(seed));
         assert_eq!((a.digest, a.attempts, a.crashes), (b.digest, b.attempts, b.crashes), "seed {seed}");
     }
+}
+
+#[test]
+fn a_seed_that_fails_says_so_and_fails_again_in_the_same_way() {
+    let planted = |seed| Sim::new(seed).plant(Planted::HighestFloor).run();
+    let first = (0..1_000).map(planted).find(|report| !report.is_ok()).expect("the bug shows");
+    let told = first.to_string();
+    assert!(told.contains(&format!("Sim::new({})", first.seed)), "{told}");
+    assert!(told.contains(&format!("cargo xtask sim --seeds 1 --from {}", first.seed)), "{told}");
+    let again = planted(first.seed);
+    assert_eq!((&again.failures, again.digest, &again.trace), (&first.failures, first.digest, &first.trace));
+    assert!(!again.trace.is_empty());
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub(crate) enum Step {
     Crash(usize),
     Freeze(usize, Duration),
     Stop(usize),
+    /// An operator does something to a row; the number says what to which.
+    Operate(u32),
 }
 
 /// Which kinds of faults there are, and how many.
@@ -129,8 +131,19 @@ impl Scenario {
             #[cfg(test)]
             planted: None,
         };
+        if rng.u32(0..4) == 0 {
+            scenario.operate(rng.usize(1..=6), &mut rng);
+        }
         scenario.patience = scenario.patience();
         scenario
+    }
+
+    /// Operators do something so many times.
+    fn operate(&mut self, times: usize, rng: &mut Rng) {
+        let end = u64::try_from(self.calm_at.as_millis()).unwrap_or(0);
+        for _ in 0..times {
+            self.steps.push((ms(rng, 0, end), Step::Operate(rng.u32(..))));
+        }
     }
 
     /// How long everything may take, one after the other, and a minute.
@@ -140,7 +153,9 @@ impl Scenario {
             let failures = planned.script.failures().min(self.attempts_max);
             (planned.script.takes(self.timeout) + wait) * failures + planned.script.takes(self.timeout) + wait / 8
         };
-        Duration::from_mins(1) + self.events.iter().map(each).sum::<Duration>()
+        let operated = self.steps.iter().filter(|(_, step)| matches!(step, Step::Operate(_))).count();
+        let operated = Duration::from_mins(1) * u32::try_from(operated).unwrap_or(u32::MAX);
+        Duration::from_mins(1) + operated + self.events.iter().map(each).sum::<Duration>()
     }
 
     /// Leaves out everything that goes wrong from outside.
@@ -149,14 +164,16 @@ impl Scenario {
         let latencies = (plan.broker_latency, plan.store_latency);
         self.faults = FaultsDrawn::default();
         (self.faults.plan.broker_latency, self.faults.plan.store_latency) = latencies;
-        self.steps.retain(|(_, step)| matches!(step, Step::Start(_)));
+        self.steps.retain(|(_, step)| matches!(step, Step::Start(_) | Step::Operate(_)));
     }
 
     /// One crash, where it is wanted, and one graceful stop to reach the points of stopping.
     pub(crate) fn crash_once(&mut self, point: &str, nth: u32) {
         self.calm_down();
         self.faults.crash_at = Some((point.to_owned(), nth));
-        let stop_at = self.calm_at / 2;
+        let mut rng = Rng::with_seed(!self.seed);
+        self.operate(4, &mut rng);
+        let stop_at = self.calm_at.mul_f64(rng.f64());
         self.steps.push((stop_at, Step::Stop(0)));
         // The life that is to crash has to be the one that is stopped.
         self.calm_at = self.calm_at.max(stop_at + self.shutdown * 2 + Duration::from_secs(10));
@@ -194,8 +211,9 @@ fn ms(rng: &mut Rng, from: u64, to: u64) -> Duration {
 fn draw_point(rng: &mut Rng) -> (String, u32) {
     let call = CALLS[rng.usize(0..CALLS.len())];
     let side = if rng.bool() { "before" } else { "after" };
+    let stop = if rng.u32(0..8) == 0 { "stop." } else { "" };
     let nth = if call == "next" { rng.u32(1..60) } else { rng.u32(1..8) };
-    (format!("{call}/{side}"), nth)
+    (format!("{stop}{call}/{side}"), nth)
 }
 
 fn draw_policy(rng: &mut Rng, storeless: bool) -> (Policy, u32) {
