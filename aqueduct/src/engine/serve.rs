@@ -318,8 +318,8 @@ impl Consumer {
         loop {
             let joined = tokio::select! {
                 biased;
-                () = &mut *stop => return Ok(None),
                 joined = self.try_join() => joined,
+                () = &mut *stop => return Ok(None),
             };
             let error = match joined {
                 Err(error) if error.is_transient() => error,
