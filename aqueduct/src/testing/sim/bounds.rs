@@ -119,7 +119,8 @@ fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> 
     }
     let disturbed = |instance: Instance| {
         let disturbs = |what: &What| match what {
-            What::Frozen | What::Lost { .. } => true,
+            // An owner that comes again counts from the start.
+            What::Frozen | What::Lost { .. } | What::Released { .. } => true,
             // A competing consumer is given again what it could not settle in time.
             What::Fault { point } => truth.ownership == Ownership::Competing && point.starts_with("settle"),
             _ => false,
@@ -169,7 +170,7 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
             Ownership::Floor if unfinished_at_leave(&records[..n], by, truth, index) => true,
             // Who stored it may have been cut off before the broker knew.
             _ => {
-                cut_off(first, by.instance)
+                cut_off(by.record, by.instance)
                     || stops_late(&records[..n], by.instance, truth)
                     || stored.get(&run.event).is_some_and(|(at, who)| cut_off(*at, *who))
             }
