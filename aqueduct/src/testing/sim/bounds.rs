@@ -1,7 +1,6 @@
 //! I10: running, buffered and attempts stay inside their limits; duplicates only after a disruption.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use super::checker::{Index, Invariant, RunInfo, Truth, Violation};
 use super::history::{EventNo, Instance, Record, Run, What};
@@ -120,7 +119,8 @@ fn failures(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> 
     }
     let disturbed = |instance: Instance| {
         let disturbs = |what: &What| match what {
-            What::Frozen | What::Lost { .. } => true,
+            // An owner that comes again counts from the start.
+            What::Frozen | What::Lost { .. } | What::Released { .. } => true,
             // A competing consumer is given again what it could not settle in time.
             What::Fault { point } => truth.ownership == Ownership::Competing && point.starts_with("settle"),
             _ => false,
@@ -170,8 +170,8 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
             Ownership::Floor if unfinished_at_leave(&records[..n], by, truth, index) => true,
             // Who stored it may have been cut off before the broker knew.
             _ => {
-                cut_off(first, by.instance)
-                    || stops_too_late(&records[..=first], by.instance)
+                cut_off(by.record, by.instance)
+                    || stops_late(&records[..n], by.instance, truth)
                     || stored.get(&run.event).is_some_and(|(at, who)| cut_off(*at, *who))
             }
         };
@@ -181,14 +181,6 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
         }
     }
     found
-}
-
-/// True if the process was thawed just before the last of these records, when the time that it had to stop was over.
-fn stops_too_late(records: &[Record], instance: Instance) -> bool {
-    let Some(end) = records.last() else { return false };
-    let own = || records.iter().filter(|r| r.instance == instance);
-    own().any(|r| r.what == What::Stopping)
-        && own().any(|r| r.what == What::Thawed && end.at.since(r.at) <= Duration::from_secs(1))
 }
 
 /// True if the owner stops, or gives the partition up, and could not finish what stands before finished events: there is

@@ -55,8 +55,12 @@ fn crashes_at(ownership: Ownership, point: &str) {
 
 fn crashes_at_all(ownership: Ownership, calls: &[&str], stop: &[&str]) {
     for side in ["before", "after"] {
-        calls.iter().for_each(|call| crashes_at(ownership, &format!("{call}/{side}")));
-        stop.iter().for_each(|call| crashes_at(ownership, &format!("stop.{call}/{side}")));
+        for call in calls {
+            crashes_at(ownership, &format!("{call}/{side}"));
+        }
+        for call in stop {
+            crashes_at(ownership, &format!("stop.{call}/{side}"));
+        }
     }
 }
 

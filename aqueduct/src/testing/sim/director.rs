@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -16,6 +17,7 @@ use super::faults::{Faults, Reached};
 use super::history::{EventNo, History, Instance, NOBODY, What};
 use super::life::Life;
 use super::probe::{Numbers, Probe};
+use super::publishing::{self, PublishPort};
 use super::report::Report;
 use super::script::Stage;
 use super::store::FaultyStore;
@@ -25,6 +27,7 @@ use crate::clock::Clock;
 use crate::engine::Consumer;
 use crate::format::{CloudEvents, Format};
 use crate::message::Message;
+use crate::publish::Publisher;
 use crate::router::Router;
 use crate::store::{Action, Command, CommandState, Hold, Listed, MemoryStore, Query, RowState, Store};
 use crate::topic::{Text, Topic};
@@ -46,6 +49,8 @@ pub(crate) struct Director {
     numbers: Numbers,
     topics: Vec<Topic>,
     broker: MemoryBroker,
+    /// Publishes, in runs in which publishing fails.
+    publisher: Option<Publisher>,
     store: MemoryStore,
     history: History,
     reached: Reached,
@@ -104,6 +109,17 @@ impl Director {
         if let Some(times) = scenario.leases {
             broker = broker.leases(times);
         }
+        let history = History::new(clock.clone());
+        let publisher = (scenario.publish_fails > 0).then(|| {
+            let port = PublishPort {
+                inner: broker.clone(),
+                history: history.clone(),
+                numbers: Arc::clone(&numbers),
+                fails: scenario.publish_fails,
+                rng: Mutex::new(fastrand::Rng::with_seed(scenario.seed.wrapping_mul(31))),
+            };
+            Publisher::new("sim", port).clock(clock)
+        });
         let topics: BTreeSet<Topic> = scenario.events.iter().filter_map(|p| p.event.topic.clone()).collect();
         Self {
             make_router,
@@ -111,7 +127,8 @@ impl Director {
             topics: topics.into_iter().collect(),
             broker,
             store: MemoryStore::new(),
-            history: History::new(clock),
+            history,
+            publisher,
             reached: Reached::default(),
             slots: (0..scenario.instances).map(|_| Slot::default()).collect(),
             agenda: BTreeMap::new(),
@@ -199,6 +216,12 @@ impl Director {
     /// Publishes an event; now and then twice, as after a confirmation that was lost.
     async fn publish(&mut self, event: EventNo) {
         let planned = &self.scenario.events[event as usize];
+        if let Some(publisher) = self.publisher.as_ref().filter(|_| !planned.broken) {
+            if let Err(error) = publishing::publish(publisher, planned.event.clone()).await {
+                self.fail(Invariant::NoLoss, format!("event {event} could not be published: {error}"));
+            }
+            return;
+        }
         let Some(message) = message(planned) else { return };
         let times = if !planned.broken && self.rng.u32(0..20) == 0 { 2 } else { 1 };
         let broker = self.broker.clone();

@@ -33,6 +33,7 @@ mod order;
 #[cfg(test)]
 mod planted;
 mod probe;
+mod publishing;
 mod report;
 mod run;
 mod script;

@@ -167,7 +167,7 @@ fn note_op(life: &Life, partition: &Partition, op: &Op, answer: Applied) {
         Op::Append { row, .. } if matches!(answer, Applied::Appended) => note_row(life, &partition, row),
         Op::Append { row, .. } => life.note(What::Known { partition, position: row.place.position }),
         Op::Finish(row) if !matches!(answer, Applied::Conflict) => {
-            life.note(What::Finished { partition, position: row.place.position })
+            life.note(What::Finished { partition, position: row.place.position });
         }
         Op::Update { row, to: Next::Dead(hold), .. } if !matches!(answer, Applied::Conflict) => {
             life.note(What::Stored { partition, position: row.place.position, state: RowState::Dead(*hold) });

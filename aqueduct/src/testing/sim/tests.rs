@@ -1,7 +1,12 @@
 //! Runs of the simulator.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use super::run::{Sim, run};
 use crate::engine::planted::Planted;
+use crate::{Error, Event, Router};
 
 #[test]
 fn the_same_seed_repeats_the_same_run() {
@@ -51,4 +56,37 @@ fn a_crash_comes_at_the_point_that_was_named() {
     let report = super::run::run_crash(1, Ownership::Floor, "bury/before", 1);
     assert!(!report.points.contains("bury/before"), "only competing consumers bury");
     assert_eq!(report.crashes, 0, "{report}");
+}
+
+#[test]
+fn a_users_own_handlers_run_with_every_fault_and_every_promise_is_kept() {
+    let events = || {
+        (0..30).map(|n| {
+            Event::raw(["order.placed", "order.paid"][n % 2], n.to_string()).topic("orders").key(["a", "b", "c"][n % 3])
+        })
+    };
+    for seed in 0..30 {
+        let handled = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&handled);
+        let router = move || {
+            let seen = Arc::clone(&seen);
+            let placed = async |event: Event| {
+                tokio::time::sleep(Duration::from_millis(event.data.len() as u64)).await;
+            };
+            let paid = move |event: Event| {
+                let seen = Arc::clone(&seen);
+                async move {
+                    match seen.fetch_add(1, Ordering::Relaxed) % 4 {
+                        0 => Err(Error::msg(format!("no luck with {}", event.id))),
+                        _ => Ok(()),
+                    }
+                }
+            };
+            Router::new().on("order.placed", placed).on("order.paid", paid)
+        };
+        let report = Sim::new(seed).router(router).events(events()).run();
+        report.assert_ok();
+        assert_eq!(report.events, 30);
+        assert!(handled.load(Ordering::Relaxed) > 0, "{report}");
+    }
 }

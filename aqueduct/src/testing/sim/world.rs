@@ -36,6 +36,8 @@ pub(crate) struct Scenario {
     pub(crate) buffer_per_key: usize,
     pub(crate) patience: Duration,
     pub(crate) faults: FaultsDrawn,
+    /// Of a thousand publishes so many fail, as many before as after they have taken effect.
+    pub(crate) publish_fails: u32,
     pub(crate) steps: Vec<(Duration, Step)>,
     pub(crate) calm_at: Duration,
     #[cfg(test)]
@@ -125,6 +127,7 @@ impl Scenario {
             buffer,
             buffer_per_key: rng.usize(2..=8).min(buffer),
             patience: Duration::ZERO,
+            publish_fails: 0,
             faults: draw_faults(&mut rng, lean, calm_at),
             steps: draw_steps(&mut rng, instances, calm_at),
             calm_at,
@@ -134,6 +137,7 @@ impl Scenario {
         if rng.u32(0..4) == 0 {
             scenario.operate(rng.usize(1..=6), &mut rng);
         }
+        scenario.publish_fails = if rng.u32(0..3) == 0 { 100 } else { 0 };
         scenario.patience = scenario.patience();
         scenario
     }
@@ -163,6 +167,7 @@ impl Scenario {
         let plan = &self.faults.plan;
         let latencies = (plan.broker_latency, plan.store_latency);
         self.faults = FaultsDrawn::default();
+        self.publish_fails = 0;
         (self.faults.plan.broker_latency, self.faults.plan.store_latency) = latencies;
         self.steps.retain(|(_, step)| matches!(step, Step::Start(_) | Step::Operate(_)));
     }
