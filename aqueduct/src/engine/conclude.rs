@@ -14,6 +14,7 @@ use super::planted::Planted;
 use super::settle::{Case, End, Step, settle};
 use super::writer::After;
 use crate::broker::{Ownership, Settle};
+use crate::clock::later;
 use crate::error::{BrokerError, Fault};
 use crate::policy::Policy;
 use crate::router::Unknown;
@@ -84,7 +85,7 @@ impl Core {
 
     /// Holds the key in memory, without a permit.
     fn wait(&mut self, lane: LaneRef, delay: Duration) {
-        let at = self.now + delay;
+        let at = later(self.now, delay);
         self.lanes.set(lane, Head::Waiting);
         self.scheduler.delay(lane, at);
         self.wake_by(at);

@@ -21,7 +21,7 @@ use super::stop::Stop;
 use super::tasks::Tasks;
 use crate::broker::{Arrival, Membership, Ownership, Room};
 use crate::call::{Attempt, Call};
-use crate::clock::Clock;
+use crate::clock::{Clock, later};
 use crate::error::{BrokerError, Fault};
 use crate::outcome::BoxFuture;
 use crate::policy::defaults;
@@ -356,7 +356,7 @@ impl Core {
         };
         let timeout = self.workers.app.route(route).timeout.unwrap_or(self.settings.timeout);
         let call = Call::new(Arc::clone(event), Arc::clone(&owned.origin), item.place, attempt);
-        let call = call.with_deadline(now + timeout);
+        let call = call.with_deadline(later(now, timeout));
         self.lanes.set(lane, Head::Running);
         let run = self.runs.begin(key, lane, now);
         Some(Job { run, route, call })

@@ -1,0 +1,59 @@
+//! What somebody tried in order to refute the promises, and succeeded with once.
+
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use aqueduct::broker::{Broker, MemoryBroker};
+use aqueduct::format::{CloudEvents, Format};
+use aqueduct::{Consumer, Event, FaultExt, Message, Policy, Result, Router};
+use tokio::sync::mpsc;
+
+fn message(id: u64, key: &str, kind: &str) -> Message {
+    let event = Event::raw(kind, id.to_string()).id(id.to_string()).source("test").key(key);
+    CloudEvents::binary().encode(&event, &"t".into()).unwrap()
+}
+
+async fn publish(broker: &MemoryBroker, messages: Vec<Message>) {
+    for receipt in broker.publish(messages).await {
+        receipt.unwrap();
+    }
+}
+
+/// Handles one event of type `bad` by `bad` and ten of type `fine` behind it; fails if the fine ones do not all end.
+async fn the_others_are_handled(
+    options: impl FnOnce(Consumer) -> Consumer,
+    bad: impl Fn() -> Result<()> + Clone + Send + Sync + 'static,
+) {
+    let broker = MemoryBroker::new();
+    publish(&broker, vec![message(0, "bad", "bad")]).await;
+    publish(&broker, (1..11).map(|n| message(n, "fine", "fine")).collect()).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let failed = tell.clone();
+    let router = Router::new().on("fine", async move || tell.send(()).unwrap()).on("bad", async move || {
+        failed.send(()).unwrap();
+        bad()
+    });
+    let consumer = options(Consumer::new("c", broker).topics(["t"]).concurrency(1));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serve = consumer.serve(router).with_graceful_shutdown(async { drop(stopped.await) });
+    let serving = tokio::spawn(serve.into_future());
+    for _ in 0..11 {
+        let next = tokio::time::timeout(Duration::from_secs(5), told.recv()).await;
+        next.expect("the service stands still").expect("the service has ended");
+    }
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), serving).await.expect("it does not stop").unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_without_end_are_taken_as_such() {
+    the_others_are_handled(|c| c.timeout(Duration::MAX), || Ok(())).await;
+    the_others_are_handled(|c| c.shutdown(Duration::MAX), || Ok(())).await;
+    the_others_are_handled(|c| c.concurrency(usize::MAX).buffer(usize::MAX), || Ok(())).await;
+    for policy in [Policy::ordered(), Policy::fast(), Policy::best_effort()] {
+        let later = || Err("later").retry_after(Duration::MAX);
+        the_others_are_handled(|c| c.policy(policy.clone()).shutdown(Duration::ZERO), later).await;
+        let options = |c: Consumer| c.policy(policy.parked_delay(Duration::MAX).quick_delay(Duration::MAX));
+        the_others_are_handled(|c| options(c).shutdown(Duration::ZERO), later).await;
+    }
+}
