@@ -354,12 +354,14 @@ impl Core {
             None => Attempt::fresh(item.attempts + 1),
             Some(stored) => Attempt::stored(item.attempts + 1, stored.replay),
         };
-        let timeout = self.workers.app.route(route).timeout.unwrap_or(self.settings.timeout);
+        let options = self.workers.app.route(route);
+        let timeout = options.timeout.unwrap_or(self.settings.timeout);
+        let classify = options.policy.as_ref().unwrap_or(&self.settings.policy).classify;
         let call = Call::new(Arc::clone(event), Arc::clone(&owned.origin), item.place, attempt);
         let call = call.with_deadline(later(now, timeout));
         self.lanes.set(lane, Head::Running);
         let run = self.runs.begin(key, lane, now);
-        Some(Job { run, route, call })
+        Some(Job { run, route, call, classify })
     }
 
     /// An attempt has ended: its permit comes back, and its lane goes on.
@@ -379,7 +381,7 @@ impl Core {
         let (fault, error) = match ending {
             Ending::Done => return self.conclude(key, lane, End::Done, None),
             Ending::Cancelled => return self.back_to_front(key, lane),
-            Ending::Failed(error) => (self.policy_of(lane).fault(&error), error.to_string()),
+            Ending::Failed(fault, text) => (fault, text),
             Ending::Panicked(text) => (Fault::Transient, text),
             Ending::TimedOut => (Fault::Transient, format!("the attempt was dropped at its deadline after {took:?}")),
         };

@@ -1,11 +1,12 @@
 //! What somebody tried in order to refute the promises, and succeeded with once.
 
+use std::fmt;
 use std::future::IntoFuture;
 use std::time::Duration;
 
 use aqueduct::broker::{Broker, MemoryBroker};
 use aqueduct::format::{CloudEvents, Format};
-use aqueduct::{Consumer, Event, FaultExt, Message, Policy, Result, Router};
+use aqueduct::{Consumer, Event, Fault, FaultExt, Message, Policy, Result, Router};
 use tokio::sync::mpsc;
 
 fn message(id: u64, key: &str, kind: &str) -> Message {
@@ -56,4 +57,40 @@ async fn times_without_end_are_taken_as_such() {
         let options = |c: Consumer| c.policy(policy.parked_delay(Duration::MAX).quick_delay(Duration::MAX));
         the_others_are_handled(|c| options(c).shutdown(Duration::ZERO), later).await;
     }
+}
+
+/// An error that does not behave.
+#[derive(Debug)]
+enum Nasty {
+    /// It cannot be written.
+    Unwritable,
+    /// It is its own cause.
+    Circle,
+}
+
+impl fmt::Display for Nasty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unwritable => panic!("no words"),
+            Self::Circle => f.write_str("round and round"),
+        }
+    }
+}
+
+impl std::error::Error for Nasty {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        matches!(self, Self::Circle).then_some(self)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_that_cannot_be_written_or_judged_stops_nobody_else() {
+    the_others_are_handled(|c| c, || Err(Nasty::Unwritable.into())).await;
+    let unjudged = Policy::fast().classify(|_| -> Fault { panic!("no opinion") });
+    the_others_are_handled(|c| c.policy(unjudged), || Err("x").map_err(aqueduct::Error::msg)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_that_is_its_own_cause_stops_nobody_else() {
+    the_others_are_handled(|c| c, || Err(Nasty::Circle.into())).await;
 }
