@@ -229,8 +229,8 @@ impl Core {
             owned.parked.holds(id, holds);
             owned.parked.try_open(id, mind_appends);
         }
-        self.lanes.pop(lane);
-        self.stored_in_memory -= 1;
+        // A partition that is given up may have let go of the row before the store answered.
+        self.stored_in_memory -= usize::from(self.lanes.pop(lane).is_some());
         if self.lanes.exists(lane) {
             self.scheduler.ready(lane);
         }
