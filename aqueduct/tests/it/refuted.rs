@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::future::IntoFuture;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aqueduct::broker::{Broker, MemoryBroker};
+use aqueduct::broker::{Broker, MemoryBroker, Ownership};
 use aqueduct::format::{CloudEvents, Format};
-use aqueduct::{Consumer, Event, Fault, FaultExt, Message, Policy, Result, Router};
+use aqueduct::{Attempt, Consumer, Event, Fault, FaultExt, Message, Policy, Result, Router};
 use tokio::sync::mpsc;
 
 fn message(id: u64, key: &str, kind: &str) -> Message {
@@ -93,4 +95,38 @@ async fn an_error_that_cannot_be_written_or_judged_stops_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_that_is_its_own_cause_stops_nobody_else() {
     the_others_are_handled(|c| c, || Err(Nasty::Circle.into())).await;
+}
+
+/// A, which fails slowly at its second delivery, and B, which is slow at its first, come in one message.
+#[tokio::test(start_paused = true)]
+async fn an_event_given_back_with_its_batch_is_not_settled_by_what_ran_before() {
+    let broker = MemoryBroker::new().ownership(Ownership::Competing);
+    let events: Vec<_> = ["a", "b"]
+        .map(|id| format!(r#"{{"specversion":"1.0","id":"{id}","source":"s","type":"{id}","partitionkey":"k"}}"#))
+        .into();
+    let mut batch = message(0, "k", "a");
+    batch.headers = [("content-type", "application/cloudevents-batch+json")].into_iter().collect();
+    batch.body = format!("[{}]", events.join(",")).into();
+    publish(&broker, vec![batch]).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tries, slow) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let a = async move |_: Attempt| -> Result<()> {
+        match tries.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(aqueduct::Error::msg("at once")),
+            1 => {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Err(aqueduct::Error::msg("slowly"))
+            }
+            _ => Ok(tell.send(())?),
+        }
+    };
+    let b = async move || {
+        if slow.fetch_add(1, Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let serve = Consumer::new("c", broker).topics(["t"]).serve(Router::new().on("a", a).on("b", b));
+    let serving = tokio::spawn(serve.into_future());
+    tokio::time::timeout(Duration::from_secs(600), told.recv()).await.expect("the event is lost").unwrap();
+    serving.abort();
 }
