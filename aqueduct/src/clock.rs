@@ -80,6 +80,12 @@ impl FromStr for Timestamp {
     }
 }
 
+/// This point plus `d`, or plus 30 years if that is less: an [`Instant`](tokio::time::Instant) panics at its end.
+pub(crate) fn later(at: tokio::time::Instant, d: Duration) -> tokio::time::Instant {
+    const FAR: Duration = Duration::from_hours(24 * 365 * 30);
+    at + d.min(FAR)
+}
+
 /// Nanoseconds on a monotonic clock that goes on while the machine is suspended; leases are measured on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Boot(pub u64);

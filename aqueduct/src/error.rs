@@ -87,9 +87,9 @@ impl Error {
         self.0.fault
     }
 
-    /// This error and its causes, outermost first.
+    /// This error and its causes, outermost first, at most 128: an error may be its own cause.
     pub fn chain(&self) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-        std::iter::successors(Some(self.0.source.as_ref() as &(dyn StdError + 'static)), |e| (*e).source())
+        causes(self.0.source.as_ref())
     }
 
     /// The first error of type `T` among this one and its causes.
@@ -100,8 +100,15 @@ impl Error {
 
 /// The fault of the first [`Classified`] among `error` and its causes.
 fn fault_below(error: &(dyn StdError + 'static)) -> Option<Fault> {
-    std::iter::successors(Some(error), |e| (*e).source()).find_map(|e| e.downcast_ref::<Classified>()?.fault)
+    causes(error).find_map(|e| e.downcast_ref::<Classified>()?.fault)
 }
+
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |e| (*e).source()).take(CAUSES_MAX)
+}
+
+/// How deep errors are looked into.
+const CAUSES_MAX: usize = 128;
 
 impl<E: StdError + Send + Sync + 'static> From<E> for Error {
     fn from(source: E) -> Self {

@@ -65,8 +65,11 @@ pub struct Policy {
     pub(crate) parked_delay: Duration,
     pub(crate) parked_delay_max: Duration,
     pub(crate) hold: Hold,
-    pub(crate) classify: Option<fn(&Error) -> Fault>,
+    pub(crate) classify: Option<Classify>,
 }
+
+/// Decides whether trying again can help.
+pub(crate) type Classify = fn(&Error) -> Fault;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -146,7 +149,7 @@ impl Policy {
 
     /// What an error means under this policy: its own word first, then [`classify`](Self::classify).
     pub fn fault(&self, error: &Error) -> Fault {
-        error.fault().unwrap_or_else(|| self.classify.map_or(Fault::Transient, |classify| classify(error)))
+        fault_of(error, self.classify)
     }
 
     /// The longest wait after quick attempt `attempt` (from 1); the actual one is random between zero and this.
@@ -158,6 +161,11 @@ impl Policy {
     pub(crate) fn parked_wait(&self, attempt: u32) -> Duration {
         doubled(self.parked_delay, attempt.saturating_sub(1)).min(self.parked_delay_max)
     }
+}
+
+/// The error's own word first, then the policy's.
+pub(crate) fn fault_of(error: &Error, classify: Option<Classify>) -> Fault {
+    error.fault().unwrap_or_else(|| classify.map_or(Fault::Transient, |classify| classify(error)))
 }
 
 fn doubled(d: Duration, times: u32) -> Duration {

@@ -21,8 +21,9 @@ use super::runs::RunId;
 use super::tasks::Tasks;
 use crate::call::{Call, Origin};
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::outcome::{BoxFuture, Outcome};
+use crate::policy::{Classify, fault_of};
 use crate::router::{App, RouteId};
 use crate::telemetry;
 
@@ -30,7 +31,8 @@ use crate::telemetry;
 #[derive(Debug)]
 pub(crate) enum Ending {
     Done,
-    Failed(Error),
+    /// With what its policy makes of the error, and the error's text.
+    Failed(Fault, String),
     Panicked(String),
     TimedOut,
     /// It was dropped because its lease had lapsed or its service stops; it does not count.
@@ -42,6 +44,7 @@ pub(crate) struct Job {
     pub(crate) run: RunId,
     pub(crate) route: RouteId,
     pub(crate) call: Call,
+    pub(crate) classify: Option<Classify>,
 }
 
 /// What the loop and the workers share.
@@ -175,6 +178,7 @@ impl Drop for Report {
 struct Driven {
     stage: Stage,
     origin: Arc<Origin>,
+    classify: Option<Classify>,
     span: Span,
 }
 
@@ -186,7 +190,7 @@ enum Stage {
 
 impl Driven {
     fn new(app: &App, job: Job) -> Self {
-        let origin = Arc::clone(job.call.origin());
+        let (origin, classify) = (Arc::clone(job.call.origin()), job.classify);
         let span = telemetry::attempt_span(&job.call);
         let endpoint = &app.route(job.route).endpoint;
         let begun = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| endpoint.call(job.call))));
@@ -194,7 +198,7 @@ impl Driven {
             Ok(future) => Stage::Handler(future),
             Err(panic) => Stage::Commit(Box::pin(std::future::ready(Err(Error::msg(panic_text(&*panic)))))),
         };
-        Self { stage, origin, span }
+        Self { stage, origin, classify, span }
     }
 
     fn poll_once(&mut self, cx: &mut Context<'_>, clock: &Clock) -> Poll<Ending> {
@@ -205,7 +209,10 @@ impl Driven {
         match span.in_scope(|| catch_unwind(AssertUnwindSafe(|| stage.poll(cx)))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Ok(()))) => Poll::Ready(self.end(Ending::Done)),
-            Ok(Poll::Ready(Err(error))) => Poll::Ready(self.end(Ending::Failed(error))),
+            Ok(Poll::Ready(Err(error))) => {
+                let ending = judge(error, self.classify);
+                Poll::Ready(self.end(ending))
+            }
             Err(panic) => Poll::Ready(self.end(Ending::Panicked(panic_text(&*panic)))),
         }
     }
@@ -240,6 +247,13 @@ impl Stage {
             Self::Handler(_) | Self::Ended => Poll::Ready(Err(Error::msg("an attempt was polled after its end"))),
         }
     }
+}
+
+/// What an error means, found out here and not on the loop: to judge it, to write it and to drop it is the user's code,
+/// which may panic.
+fn judge(error: Error, classify: Option<Classify>) -> Ending {
+    let judged = catch_unwind(AssertUnwindSafe(move || Ending::Failed(fault_of(&error, classify), error.to_string())));
+    judged.unwrap_or_else(|panic| Ending::Panicked(panic_text(&*panic)))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

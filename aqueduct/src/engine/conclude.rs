@@ -14,11 +14,12 @@ use super::planted::Planted;
 use super::settle::{Case, End, Step, settle};
 use super::writer::After;
 use crate::broker::{Ownership, Settle};
+use crate::clock::later;
 use crate::error::{BrokerError, Fault};
 use crate::policy::Policy;
 use crate::router::Unknown;
 use crate::store::{HISTORY_MAX, Hold, Next, Op, RowRef, RowState};
-use crate::topic::{Place, Position};
+use crate::topic::Place;
 
 /// Settled deliveries before the broker is told.
 const SETTLES: usize = 64;
@@ -84,7 +85,7 @@ impl Core {
 
     /// Holds the key in memory, without a permit.
     fn wait(&mut self, lane: LaneRef, delay: Duration) {
-        let at = self.now + delay;
+        let at = later(self.now, delay);
         self.lanes.set(lane, Head::Waiting);
         self.scheduler.delay(lane, at);
         self.wake_by(at);
@@ -105,7 +106,7 @@ impl Core {
         let Some(item) = self.lanes.head(lane) else { return };
         let (place, stored) = (item.place, item.stored);
         match stored {
-            None => self.finish_head(key.slot, lane, place.position),
+            None => self.finish_head(key.slot, lane, place),
             Some(stored) => {
                 self.lanes.set(lane, Head::Writing);
                 let row = RowRef { place, lane: key.lane, version: stored.version };
@@ -115,12 +116,12 @@ impl Core {
     }
 
     /// Takes a settled delivery off its lane, which goes on.
-    pub(super) fn finish_head(&mut self, slot: u32, lane: LaneRef, position: Position) {
+    pub(super) fn finish_head(&mut self, slot: u32, lane: LaneRef, place: Place) {
         if self.lanes.pop(lane).is_none() {
             return;
         }
         self.buffered -= 1;
-        self.settle_at(slot, position);
+        self.settle_at(slot, place);
         if self.lanes.exists(lane) {
             self.scheduler.ready(lane);
         }
@@ -172,14 +173,14 @@ impl Core {
         row.attempts = item.attempts;
         row.state = RowState::Dead(Hold::Skip);
         item.failures.iter().for_each(|failure| row.remember(failure.clone()));
-        let position = item.place.position;
+        let place = item.place;
         self.lanes.set(lane, Head::Writing);
         if self.ownership == Ownership::Competing {
             return self.bury(key.slot, lane, row);
         }
-        self.write(key.slot, Op::Put(vec![row]), After::Buried { lane, position });
+        self.write(key.slot, Op::Put(vec![row]), After::Buried { lane, place });
         if self.planted(Planted::DeadLetterNotAwaited) {
-            self.finish_head(key.slot, lane, position);
+            self.finish_head(key.slot, lane, place);
         }
     }
 
@@ -202,11 +203,11 @@ impl Core {
 
     pub(super) fn buried(&mut self, slot: u32, lane: LaneRef) {
         if let (Some((_, Head::Writing)), Some(item)) = (self.lanes.look(lane), self.lanes.head(lane)) {
-            let position = item.place.position;
+            let place = item.place;
             if let Some(owned) = self.owned.get_mut(&slot) {
-                owned.burying.remove(&position);
+                owned.burying.remove(&place.position);
             }
-            self.finish_head(slot, lane, position);
+            self.finish_head(slot, lane, place);
         }
     }
 
@@ -283,12 +284,12 @@ impl Core {
     }
 
     /// One event of a delivery is settled.
-    pub(super) fn settle_at(&mut self, slot: u32, position: Position) {
+    pub(super) fn settle_at(&mut self, slot: u32, place: Place) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         let was_paused = owned.ledger.above_floor() >= crate::policy::defaults::ABOVE_FLOOR;
-        let Some(ticket) = owned.ledger.settle(position) else { return };
+        let Some(ticket) = owned.ledger.settle(place) else { return };
         if self.ownership != Ownership::Floor {
-            self.extender.release(slot, position);
+            self.extender.release(slot, place.position);
             owned.settling.settles.push(Settle::Done(ticket));
         }
         if was_paused {

@@ -21,7 +21,7 @@ use super::stop::Stop;
 use super::tasks::Tasks;
 use crate::broker::{Arrival, Membership, Ownership, Room};
 use crate::call::{Attempt, Call};
-use crate::clock::Clock;
+use crate::clock::{Clock, later};
 use crate::error::{BrokerError, Fault};
 use crate::outcome::BoxFuture;
 use crate::policy::defaults;
@@ -355,12 +355,14 @@ impl Core {
             None => Attempt::fresh(item.attempts + 1),
             Some(stored) => Attempt::stored(item.attempts + 1, stored.replay),
         };
-        let timeout = self.workers.app.route(route).timeout.unwrap_or(self.settings.timeout);
+        let options = self.workers.app.route(route);
+        let timeout = options.timeout.unwrap_or(self.settings.timeout);
+        let classify = options.policy.as_ref().unwrap_or(&self.settings.policy).classify;
         let call = Call::new(Arc::clone(event), Arc::clone(&owned.origin), item.place, attempt);
-        let call = call.with_deadline(now + timeout);
+        let call = call.with_deadline(later(now, timeout));
         self.lanes.set(lane, Head::Running);
         let run = self.runs.begin(key, lane, now);
-        Some(Job { run, route, call })
+        Some(Job { run, route, call, classify })
     }
 
     /// An attempt has ended: its permit comes back, and its lane goes on.
@@ -380,7 +382,7 @@ impl Core {
         let (fault, error) = match ending {
             Ending::Done => return self.conclude(key, lane, End::Done, None),
             Ending::Cancelled => return self.back_to_front(key, lane),
-            Ending::Failed(error) => (self.policy_of(lane).fault(&error), error.to_string()),
+            Ending::Failed(fault, text) => (fault, text),
             Ending::Panicked(text) => (Fault::Transient, text),
             Ending::TimedOut => (Fault::Transient, format!("the attempt was dropped at its deadline after {took:?}")),
         };

@@ -38,7 +38,7 @@ impl Core {
         owned.due.next_at = None;
         owned.due.poll_at = Some(now + defaults::COMMAND_POLL);
         // Heads that are in memory may come along; they must not crowd others out.
-        let limit = room + owned.due.busy.len();
+        let limit = room.saturating_add(owned.due.busy.len());
         let (store, claim, mailbox) = (Arc::clone(&self.store), owned.claim.clone(), Arc::clone(&self.mailbox));
         owned.due.asking = Some(self.tasks.spawn(async move {
             let result = store.due(&claim, wall, limit).await;
@@ -48,7 +48,7 @@ impl Core {
 
     /// How many more rows may be in memory.
     fn room_for_rows(&self) -> usize {
-        (self.settings.concurrency * 2).saturating_sub(self.stored_in_memory)
+        self.settings.concurrency.saturating_mul(2).saturating_sub(self.stored_in_memory)
     }
 
     pub(super) fn has_room_for_rows(&self) -> bool {

@@ -9,8 +9,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::broker::{Membership, Settle, Ticket};
+use crate::clock::later;
 use crate::policy::defaults;
 use crate::topic::{Partition, Position};
+
+/// A delivery is not extended more often than this, however short its time is.
+const EVERY_MIN: Duration = Duration::from_millis(1);
 
 /// Keeps deliveries from being taken back.
 #[derive(Clone)]
@@ -44,8 +48,8 @@ impl Extender {
     /// Extends this delivery at each third of its time until it is released.
     pub(crate) fn hold(&self, slot: u32, partition: &Partition, ticket: Ticket) {
         let Some(ack_wait) = ticket.ack_wait else { return };
-        let (now, every) = (Instant::now(), ack_wait / 3);
-        let (next, until) = (now + every, now + defaults::EXTEND_MAX);
+        let (now, every) = (Instant::now(), (ack_wait / 3).max(EVERY_MIN));
+        let (next, until) = (later(now, every), now + defaults::EXTEND_MAX);
         let mut held = self.0.held.lock();
         held.partitions.entry(slot).or_insert_with(|| partition.clone());
         held.tickets.insert((slot, ticket.position), HeldTicket { ticket, every, next, until });
@@ -115,7 +119,7 @@ impl Held {
                 self.tickets.remove(&(slot, position));
                 continue;
             }
-            held.next = now + held.every;
+            held.next = later(now, held.every);
             due.entry(slot).or_default().push(Settle::Extend(held.ticket));
             self.by_time.insert((held.next, slot, position));
         }

@@ -156,7 +156,7 @@ impl Core {
         let position = ticket.position;
         match self.decode(&message) {
             Ok(Decoded::One(event)) => self.event_arrived(slot, Place { position, index: 0 }, event),
-            Ok(Decoded::Batch(events)) if events.is_empty() => self.settle_at(slot, position),
+            Ok(Decoded::Batch(events)) if events.is_empty() => self.settle_at(slot, Place { position, index: 0 }),
             Ok(Decoded::Batch(events)) => {
                 if let Some(owned) = self.owned.get_mut(&slot) {
                     owned.ledger.carries(position, u32::try_from(events.len()).unwrap_or(u32::MAX));
@@ -196,7 +196,7 @@ impl Core {
     fn event_arrived(&mut self, slot: u32, place: Place, mut event: Event) {
         if self.settings.filters_out(&event) {
             self.metrics.filtered.increment(1);
-            return self.settle_at(slot, place.position);
+            return self.settle_at(slot, place);
         }
         if event.id.is_empty() {
             let Some(owned) = self.owned.get(&slot) else { return };
@@ -206,7 +206,7 @@ impl Core {
         let target = self.target(&event);
         if target == Target::Unknown(crate::router::Unknown::Ignore) {
             self.metrics.filtered.increment(1);
-            return self.settle_at(slot, place.position);
+            return self.settle_at(slot, place);
         }
         let lane = if self.ownership == Ownership::Competing { place.lane() } else { lane };
         let item = self.new_item(place, Content::Event(Arc::new(event)), target);
@@ -284,12 +284,12 @@ impl Core {
 
     fn append(&mut self, slot: u32, lane: LaneId, item: Item) {
         let stray = if self.ownership == Ownership::Floor { Late::Finished } else { Late::Insert };
-        let position = item.place.position;
+        let place = item.place;
         let row = self.row(lane, item);
         if let Some(owned) = self.owned.get_mut(&slot) {
             owned.parked.append_begins(lane);
         }
-        self.write(slot, Op::Append { row, late: stray }, After::Appended { lane, position });
+        self.write(slot, Op::Append { row, late: stray }, After::Appended { lane, place });
     }
 
     /// A lane is full: all of it goes to the store, from its unfinished head on, and the newcomer with it.
@@ -331,10 +331,10 @@ impl Core {
             }
         }
         self.metrics.parked.increment(rows.len() as u64);
-        let mut settle: Vec<Position> = rows.iter().map(|r| r.place.position).collect();
+        let mut settle: Vec<Place> = rows.iter().map(|r| r.place).collect();
         if self.planted(Planted::AckBeforeParking) {
             self.buffered -= settle.len();
-            settle.drain(..).for_each(|position| self.settle_at(key.slot, position));
+            settle.drain(..).for_each(|place| self.settle_at(key.slot, place));
         }
         if let Some(owned) = self.owned.get_mut(&key.slot) {
             owned.parked.close(key.lane, true, None);

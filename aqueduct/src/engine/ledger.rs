@@ -1,9 +1,9 @@
 //! The ledger of a partition: which deliveries are in hand, and the floor below which everything is settled.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::broker::Ticket;
-use crate::topic::Position;
+use crate::topic::{Place, Position};
 
 /// The deliveries of one partition, by position, from the lowest that is not settled.
 ///
@@ -20,10 +20,8 @@ pub(crate) struct Ledger {
 #[derive(Debug)]
 struct Seat {
     ticket: Ticket,
-    /// Events of it that are not settled yet.
-    left: u32,
-    /// It carries several events.
-    batch: bool,
+    /// The events of it that are not settled yet, by index, if it carries several.
+    batch: Option<Box<BTreeSet<u32>>>,
     state: State,
 }
 
@@ -69,30 +67,33 @@ impl Ledger {
                 }
             }
             Err(at) => {
-                self.seats.insert(at, Seat { ticket, left: 1, batch: false, state: State::Open });
+                self.seats.insert(at, Seat { ticket, batch: None, state: State::Open });
                 Seated::New
             }
         }
     }
 
-    /// Says how many events a delivery carries; it is settled when all of them are.
+    /// Says how many events a delivery carries; it is settled when all of them are. What was settled before it was given
+    /// back stays settled.
     pub(crate) fn carries(&mut self, position: Position, events: u32) {
-        if let Some(seat) = self.seat_mut(position) {
-            seat.left = events;
-            seat.batch = events > 1;
+        if let Some(seat) = self.seat_mut(position).filter(|seat| events > 1 && seat.batch.is_none()) {
+            seat.batch = Some(Box::new((0..events).collect()));
         }
     }
 
-    /// Settles one event of a delivery; answers its ticket if that was the last one.
-    pub(crate) fn settle(&mut self, position: Position) -> Option<Ticket> {
-        let at = self.find(position).ok()?;
+    /// Settles one event of a delivery; answers its ticket if that was the last one. An event that was under way when
+    /// its delivery was given back counts once, however often it ends.
+    pub(crate) fn settle(&mut self, place: Place) -> Option<Ticket> {
+        let at = self.find(place.position).ok()?;
         let seat = self.seats.get_mut(at)?;
         if seat.state == State::Done {
             return None;
         }
-        seat.left = seat.left.saturating_sub(1);
-        if seat.left > 0 {
-            return None;
+        if let Some(left) = &mut seat.batch {
+            left.remove(&place.index);
+            if !left.is_empty() {
+                return None;
+            }
         }
         seat.state = State::Done;
         let ticket = seat.ticket;
@@ -133,7 +134,7 @@ impl Ledger {
 
     /// True if the delivery carries one event only.
     pub(crate) fn is_alone(&self, position: Position) -> bool {
-        self.find(position).ok().and_then(|at| self.seats.get(at)).is_none_or(|seat| !seat.batch)
+        self.find(position).ok().and_then(|at| self.seats.get(at)).is_none_or(|seat| seat.batch.is_none())
     }
 
     /// The ticket of a delivery that is in hand.
@@ -198,11 +199,11 @@ mod tests {
         for p in [5, 7, 10] {
             assert_eq!(ledger.arrive(ticket(p)), Seated::New);
         }
-        ledger.settle(Position(10));
+        ledger.settle(Place::at(10));
         assert_eq!((ledger.floor(), ledger.highest_settled()), (Some(Position(3)), Some(Position(10))));
-        ledger.settle(Position(5));
+        ledger.settle(Place::at(5));
         assert_eq!(ledger.floor(), Some(Position(5)));
-        ledger.settle(Position(7));
+        ledger.settle(Place::at(7));
         assert_eq!((ledger.floor(), ledger.above_floor()), (Some(Position(10)), 0));
         assert_eq!(ledger.arrive(ticket(7)), Seated::Settled);
     }
@@ -212,8 +213,8 @@ mod tests {
         let mut ledger = Ledger::new(None, true);
         ledger.arrive(ticket(1));
         ledger.carries(Position(1), 2);
-        assert_eq!(ledger.settle(Position(1)), None);
-        assert_eq!(ledger.settle(Position(1)), Some(ticket(1)));
+        assert_eq!(ledger.settle(Place::at(1)), None);
+        assert_eq!(ledger.settle(Place { position: Position(1), index: 1 }), Some(ticket(1)));
         assert_eq!(ledger.floor(), Some(Position(1)));
     }
 
@@ -223,12 +224,12 @@ mod tests {
         ledger.arrive(ticket(1));
         ledger.arrive(ticket(2));
         assert_eq!(ledger.give_back(Position(1)), Some(ticket(1)));
-        ledger.settle(Position(2));
+        ledger.settle(Place::at(2));
         assert_eq!(ledger.floor(), None);
         assert_eq!(ledger.open().count(), 0);
         assert_eq!(ledger.arrive(Ticket::new(Position(1), 99)), Seated::New);
         assert_eq!(ledger.arrive(Ticket::new(Position(1), 100)), Seated::InHand);
-        assert_eq!(ledger.settle(Position(1)).map(|t| t.tag), Some(100));
+        assert_eq!(ledger.settle(Place::at(1)).map(|t| t.tag), Some(100));
         assert_eq!(ledger.floor(), Some(Position(2)));
     }
 
@@ -246,7 +247,7 @@ mod tests {
             while !left.is_empty() {
                 let p = *left.iter().nth(rng.usize(..left.len())).unwrap();
                 left.remove(&p);
-                prop_assert_eq!(ledger.settle(Position(p)), Some(ticket(p)));
+                prop_assert_eq!(ledger.settle(Place::at(p)), Some(ticket(p)));
                 let lowest = left.first().copied().unwrap_or(u64::MAX);
                 let floor = positions.iter().copied().filter(|p| *p < lowest).max().map(Position);
                 prop_assert_eq!(ledger.floor(), floor);

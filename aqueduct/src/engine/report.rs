@@ -12,7 +12,7 @@ impl Ending {
     pub(super) fn label(&self) -> AttemptEnd {
         match self {
             Self::Done => AttemptEnd::Done,
-            Self::Failed(_) => AttemptEnd::Failed,
+            Self::Failed(..) => AttemptEnd::Failed,
             Self::Panicked(_) => AttemptEnd::Panicked,
             Self::TimedOut => AttemptEnd::TimedOut,
             Self::Cancelled => AttemptEnd::Cancelled,

@@ -11,6 +11,7 @@ use super::mailbox::Note;
 use super::owned::Stage;
 use super::serve::ServeError;
 use crate::broker::Ownership;
+use crate::clock::later;
 
 /// How far the stop has come.
 #[derive(Debug, Default)]
@@ -79,7 +80,7 @@ impl Core {
     pub(super) fn stop_goes_on(&mut self, now: Instant) {
         let Some(asked) = self.stop.asked else { return };
         let shutdown = self.settings.shutdown;
-        let (cancel_at, end_at) = (asked + shutdown.mul_f64(0.8), asked + shutdown);
+        let (cancel_at, end_at) = (later(asked, shutdown.mul_f64(0.8)), later(asked, shutdown));
         let slots: Vec<u32> = self.owned.keys().copied().collect();
         let busy =
             self.scheduler.running() > 0 || !self.stop.cancelled && slots.iter().any(|slot| self.has_needed(*slot));

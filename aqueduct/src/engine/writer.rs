@@ -36,13 +36,13 @@ struct InFlight {
 #[derive(Debug)]
 pub(crate) enum After {
     /// A whole lane is in the store: its deliveries are settled.
-    Parked { lane: LaneId, settle: Vec<Position> },
+    Parked { lane: LaneId, settle: Vec<Place> },
     /// An arrival of a parked key is in the store, or was finished before.
-    Appended { lane: LaneId, position: Position },
+    Appended { lane: LaneId, place: Place },
     /// A row that was in memory is finished, dated anew or dead.
     Row { lane: LaneRef, id: LaneId, place: Place, dies: bool },
     /// The head of a lane is a dead letter that lets the lane pass.
-    Buried { lane: LaneRef, position: Position },
+    Buried { lane: LaneRef, place: Place },
     /// An operator's command was carried out or refused.
     Operated { id: CommandId, lane: LaneId, place: Place, action: Option<Action> },
     /// The store knows the floor.
@@ -78,8 +78,8 @@ impl Writer {
     pub(crate) fn carries(&self, position: Position) -> bool {
         let queued = self.queue.iter().map(|(_, after)| after);
         queued.chain(self.in_flight.iter().flat_map(|f| &f.after)).any(|after| match after {
-            After::Parked { settle, .. } => settle.contains(&position),
-            After::Appended { position: p, .. } | After::Buried { position: p, .. } => *p == position,
+            After::Parked { settle, .. } => settle.iter().any(|place| place.position == position),
+            After::Appended { place, .. } | After::Buried { place, .. } => place.position == position,
             After::Row { .. } | After::Operated { .. } | After::Floor => false,
         })
     }
@@ -190,11 +190,11 @@ impl Core {
             After::Parked { lane, settle } => {
                 owned.parked.close(lane, true, None);
                 self.buffered -= settle.len();
-                for position in settle {
-                    self.settle_at(slot, position);
+                for place in settle {
+                    self.settle_at(slot, place);
                 }
             }
-            After::Appended { lane, position } => {
+            After::Appended { lane, place } => {
                 owned.parked.append_ends(lane);
                 owned.due.grows(lane);
                 if answer == Applied::Appended {
@@ -205,12 +205,12 @@ impl Core {
                 }
                 owned.parked.try_open(lane, true);
                 self.buffered -= 1;
-                self.settle_at(slot, position);
+                self.settle_at(slot, place);
             }
             After::Row { lane, id, place, dies } => self.row_follows(slot, (lane, id, place, dies), answer),
-            After::Buried { lane, position } => {
+            After::Buried { lane, place } => {
                 if !self.planted(Planted::DeadLetterNotAwaited) {
-                    self.finish_head(slot, lane, position);
+                    self.finish_head(slot, lane, place);
                 }
             }
             After::Operated { id, lane, place, action } => self.operated(slot, id, (lane, place, action), answer),
@@ -230,8 +230,8 @@ impl Core {
             owned.parked.holds(id, holds);
             owned.parked.try_open(id, mind_appends);
         }
-        self.lanes.pop(lane);
-        self.stored_in_memory -= 1;
+        // A partition that is given up may have let go of the row before the store answered.
+        self.stored_in_memory -= usize::from(self.lanes.pop(lane).is_some());
         if self.lanes.exists(lane) {
             self.scheduler.ready(lane);
         }

@@ -12,5 +12,6 @@ mod memory_broker_model;
 mod memory_store_model;
 mod mistakes;
 mod operators;
+mod refuted;
 mod telemetry;
 mod test_app;

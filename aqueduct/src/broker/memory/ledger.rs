@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::log::Log;
 use crate::broker::{Delivery, Ticket};
+use crate::clock::later;
 use crate::topic::Position;
 
 /// A group's progress in one partition.
@@ -153,7 +154,7 @@ impl Ledger {
         (open.tag, open.member) = (ticket.tag, member);
         open.deliveries = open.deliveries.saturating_add(1);
         (ticket.deliveries, ticket.ack_wait) = (open.deliveries, Some(ack_wait));
-        self.set_timer(position, Some(now + ack_wait));
+        self.set_timer(position, Some(later(now, ack_wait)));
     }
 
     /// Moves the floor, never back; false if the position was never delivered.
@@ -180,7 +181,7 @@ impl Ledger {
         let position = ticket.position.0;
         let current = self.open.get(&position).is_some_and(|open| open.tag == ticket.tag);
         if let Some(wait) = wait.or(self.ack_wait).filter(|_| current && !self.ready.contains(&position)) {
-            self.set_timer(position, Some(now.checked_add(wait).unwrap_or(now)));
+            self.set_timer(position, Some(later(now, wait)));
         }
     }
 }
