@@ -194,8 +194,12 @@ fn fails_at_leave(records: &[Record], run: &RunInfo, truth: &Truth, index: &Inde
     if truth.has_store {
         return false;
     }
+    // It may be the next owner too, and finish it then.
+    let gone = What::Released { partition: run.partition.clone() };
+    let left = |r: &Record| r.instance == run.instance && r.what == gone;
+    let end = records[run.record..].iter().position(left).map_or(records.len(), |n| run.record + n);
     let mut failed: BTreeSet<EventNo> = BTreeSet::new();
-    for record in records.iter().filter(|r| r.instance == run.instance) {
+    for record in records[..end].iter().filter(|r| r.instance == run.instance) {
         match &record.what {
             What::Started { event, .. } => drop(failed.insert(*event)),
             What::Effect { run } => drop(index.run(*run).map(|run| failed.remove(&run.event))),
