@@ -30,7 +30,7 @@ use crate::message::Message;
 use crate::publish::Publisher;
 use crate::router::Router;
 use crate::store::{Action, Command, CommandState, Hold, Listed, MemoryStore, Query, RowState, Store};
-use crate::topic::{Text, Topic};
+use crate::topic::{Position, Text, Topic};
 
 const CONSUMER: &str = "sim";
 
@@ -343,9 +343,11 @@ impl Director {
             return false;
         }
         let rows = self.rows().await;
-        let blocked: BTreeSet<_> =
-            rows.iter().filter(|(_, row)| row.1 == RowState::Dead(Hold::Block)).map(|(lane, _)| lane).collect();
-        rows.iter().all(|(lane, row)| row.1 != RowState::Parked || blocked.contains(lane))
+        // Behind a dead letter that blocks, parked rows wait for ever; before it they do not.
+        let blocks = |lane: &_, at: Position| {
+            rows.iter().any(|(l, row)| l == lane && row.0 < at && row.1 == RowState::Dead(Hold::Block))
+        };
+        rows.iter().all(|(lane, row)| row.1 != RowState::Parked || blocks(lane, row.0))
     }
 
     /// The rows of the store, each with the partition and lane that it belongs to.
