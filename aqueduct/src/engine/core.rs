@@ -58,6 +58,8 @@ pub(crate) struct Core {
     pub(super) stop: Stop,
     /// Calls to the broker and the store that nobody waits for any more.
     pub(super) errands: Vec<AbortOnDrop>,
+    /// Partitions whose giving up the broker is being told; a new ownership of one ends that, or it would be given up.
+    pub(super) releases: BTreeMap<Partition, AbortOnDrop>,
     /// When the loop last looked at the clock.
     pub(super) now: Instant,
     next_tick: Instant,
@@ -110,6 +112,7 @@ impl Core {
             buffered: 0,
             stored_in_memory: 0,
             errands: Vec::new(),
+            releases: BTreeMap::new(),
             now: Instant::now(),
             next_tick: Instant::now(),
             report_at: Instant::now(),
@@ -255,6 +258,7 @@ impl Core {
             if at <= now { self.fetch_at = None } else { self.wake_by(at) }
         }
         self.errands.retain(|task| !task.0.is_finished());
+        self.releases.retain(|_, task| !task.0.is_finished());
         let slots: Vec<u32> = self.owned.keys().copied().collect();
         for slot in slots {
             self.tick_partition(slot, now);
@@ -433,12 +437,19 @@ impl Core {
     pub(super) fn give_up_partition(&mut self, slot: u32, above: Option<Epoch>) {
         let Some(partition) = self.owned.get(&slot).map(|o| o.partition.clone()) else { return };
         self.drop_partition(slot);
-        let membership = Arc::clone(&self.membership);
-        self.errands.push(self.tasks.spawn(async move {
+        self.release(slot, partition, above);
+    }
+
+    /// Tells the broker that a partition is given up.
+    pub(super) fn release(&mut self, slot: u32, partition: Partition, above: Option<Epoch>) {
+        let (membership, mailbox, name) = (Arc::clone(&self.membership), Arc::clone(&self.mailbox), partition.clone());
+        let task = self.tasks.spawn(async move {
             if let Err(error) = membership.release(&partition, above).await {
                 tracing::warn!(%partition, %error, "the broker was not told that a partition is given up");
             }
-        }));
+            mailbox.push(Note::Released { slot });
+        });
+        self.releases.insert(name, task);
     }
 
     /// Which partitions nothing is to be fetched from.

@@ -69,6 +69,7 @@ impl Core {
         if let Some(&slot) = self.slots.get(&partition) {
             self.drop_partition(slot);
         }
+        self.releases.remove(&partition);
         let consumer = self.settings.name.clone();
         let origin = Origin::new(consumer.clone(), partition.clone(), epoch, lease);
         let loads = self.has_store && self.ownership != Ownership::Competing;

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use super::core::Core;
 use super::item::Item;
 use super::lanes::LaneKey;
-use super::mailbox::Note;
 use super::owned::Stage;
 use super::serve::ServeError;
 use crate::broker::Ownership;
@@ -175,13 +174,8 @@ impl Core {
         }
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         owned.stage = Stage::Releasing;
-        let (membership, mailbox, partition) = (self.membership.clone(), self.mailbox.clone(), owned.partition.clone());
-        self.errands.push(self.tasks.spawn(async move {
-            if let Err(error) = membership.release(&partition, None).await {
-                tracing::warn!(%partition, %error, "the broker was not told that a partition is given up");
-            }
-            mailbox.push(Note::Released { slot });
-        }));
+        let partition = owned.partition.clone();
+        self.release(slot, partition, None);
     }
 
     /// The broker knows that a partition is given up.

@@ -143,7 +143,9 @@ impl World {
                 let released = membership.release(&partition, None).await;
                 prop_assert!(matches!(released, Ok(()) | Err(BrokerError::Lost { .. })), "{:?}", released);
             }
-            Arrival::Resumed { partition } => prop_assert!(owned.contains_key(&partition), "{} resumes unowned", partition),
+            Arrival::Resumed { partition } => {
+                prop_assert!(owned.contains_key(&partition), "{} resumes unowned", partition)
+            }
             Arrival::Lost { partition } => drop(owned.remove(&partition)),
             other => panic!("{other:?}"),
         }
