@@ -66,6 +66,8 @@ pub(crate) struct Core {
     report_at: Instant,
     fetch_failures: u32,
     fetch_at: Option<Instant>,
+    /// When the broker failed last; none when it has answered since, or has been waited for long enough.
+    pub(super) fetch_failed_at: Option<Instant>,
     notes: Vec<Note>,
     jobs: Vec<Job>,
     _background: Vec<AbortOnDrop>,
@@ -118,6 +120,7 @@ impl Core {
             report_at: Instant::now(),
             fetch_failures: 0,
             fetch_at: None,
+            fetch_failed_at: None,
             notes: Vec::new(),
             jobs: Vec::new(),
             _background: background,
@@ -194,7 +197,8 @@ impl Core {
     fn arrived(&mut self, arrival: Result<Arrival, BrokerError>) -> Result<(), ServeError> {
         match arrival {
             Ok(arrival) => {
-                if std::mem::take(&mut self.fetch_failures) > 0 {
+                self.fetch_failures = 0;
+                if self.fetch_failed_at.take().is_some() {
                     self.health.broker_well();
                 }
                 self.arrive(arrival);
@@ -204,6 +208,7 @@ impl Core {
                 self.metrics.broker_errors.increment(1);
                 self.fetch_failures += 1;
                 self.now = Instant::now();
+                self.fetch_failed_at = Some(self.now);
                 let wait = Duration::from_millis(50 << self.fetch_failures.min(6));
                 let at = self.now + self.clock.jitter(wait);
                 self.fetch_at = Some(at);

@@ -158,6 +158,7 @@ impl Core {
         match self.decode(&message) {
             Ok(Decoded::One(event)) => self.event_arrived(slot, Place { position, index: 0 }, event),
             Ok(Decoded::Batch(events)) if events.is_empty() => self.settle_at(slot, Place { position, index: 0 }),
+            Ok(Decoded::Batch(events)) if self.return_batch(slot, position, &events) => {}
             Ok(Decoded::Batch(events)) => {
                 if let Some(owned) = self.owned.get_mut(&slot) {
                     owned.ledger.carries(position, u32::try_from(events.len()).unwrap_or(u32::MAX));
@@ -172,6 +173,28 @@ impl Core {
                 self.enter(slot, place.lane(), item);
             }
         }
+    }
+
+    /// Gives a message back as a whole if one of its events must wait for what has not come again: true if so. Then the
+    /// keys of all of them are closed, for none of them was let in.
+    fn return_batch(&mut self, slot: u32, position: Position, events: &[Event]) -> bool {
+        if self.ownership != Ownership::AckEach {
+            return false;
+        }
+        let ignored = |event: &Event| self.target(event) == Target::Unknown(crate::router::Unknown::Ignore);
+        let handled = (0..).zip(events).filter(|(_, event)| !self.settings.filters_out(event) && !ignored(event));
+        let places = handled.map(|(index, event)| {
+            let place = Place { position, index };
+            (event.key.as_ref().map_or_else(|| place.lane(), crate::topic::Key::lane), place)
+        });
+        let places: Vec<(LaneId, Place)> = places.collect();
+        let Some(owned) = self.owned.get_mut(&slot) else { return false };
+        if !places.iter().any(|(lane, place)| owned.returned.is_closed(*lane, *place)) {
+            return false;
+        }
+        places.into_iter().for_each(|(lane, place)| owned.returned.close(lane, place));
+        self.return_delivery(slot, Place { position, index: 0 }, RETURN_DELAY);
+        true
     }
 
     /// Asks each format in turn.

@@ -215,6 +215,12 @@ impl Returned {
         self.lanes.entry(lane).or_default().insert(place);
     }
 
+    /// True if a message before this event's own has an event of the lane that has not come again.
+    pub(crate) fn is_closed(&self, lane: LaneId, place: Place) -> bool {
+        let lowest = self.lanes.get(&lane).and_then(BTreeSet::first);
+        lowest.is_some_and(|lowest| lowest.position < place.position)
+    }
+
     /// An event of a lane arrives: true if it must be given back too, because one before it has not come again.
     pub(crate) fn closed_for(&mut self, lane: LaneId, place: Place) -> bool {
         let Some(places) = self.lanes.get_mut(&lane) else { return false };

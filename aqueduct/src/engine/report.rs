@@ -1,5 +1,7 @@
 //! What the engine says about itself: gauges, stuck attempts, partitions that wait.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::attempt::Ending;
@@ -7,6 +9,10 @@ use super::core::Core;
 use super::owned::Stage;
 use crate::policy::defaults;
 use crate::telemetry::AttemptEnd;
+
+/// A broker that has nothing to give does not answer: no failure for so long, though it was asked again, means that it
+/// is well.
+const QUIET_IS_WELL: Duration = Duration::from_secs(10);
 
 impl Ending {
     pub(super) fn label(&self) -> AttemptEnd {
@@ -27,6 +33,10 @@ impl Core {
         self.metrics.running.set(self.scheduler.running() as f64);
         self.metrics.buffered.set((self.buffered + self.stored_in_memory) as f64);
         self.metrics.partitions.set(self.owned.len() as f64);
+        if self.fetch_failed_at.is_some_and(|at| self.now.duration_since(at) > QUIET_IS_WELL) {
+            self.fetch_failed_at = None;
+            self.health.broker_well();
+        }
         for owned in self.owned.values().filter(|o| o.stage == Stage::Open) {
             if !owned.writer.is_failing() && !owned.due.failing {
                 self.health.store_well(&owned.partition);

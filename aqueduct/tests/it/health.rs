@@ -97,6 +97,18 @@ async fn a_service_waits_for_a_broker_that_is_down_and_starts_when_it_is_back() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_is_ready_again_after_an_outage_though_nothing_arrives() {
+    let broker = FaultyBroker::new(&MemoryBroker::new().declare("t"));
+    let service = Running::new(consumer(broker.clone()).serve(Router::new().on("a", async || ())));
+    until_ready(&service.health).await;
+    broker.outage.begin();
+    until(&service.health, "unready", |h| h.reason().contains("no route to broker")).await;
+    broker.outage.end();
+    until_ready(&service.health).await;
+    service.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_that_waits_for_its_broker_can_be_stopped() {
     let broker = FaultyBroker::new(&MemoryBroker::new());
     broker.outage.begin();

@@ -11,6 +11,8 @@ use aqueduct::format::{CloudEvents, Format};
 use aqueduct::{Attempt, Consumer, Event, Fault, FaultExt, Message, Policy, Result, Router};
 use tokio::sync::mpsc;
 
+use crate::faults::FaultyBroker;
+
 fn message(id: u64, key: &str, kind: &str) -> Message {
     let event = Event::raw(kind, id.to_string()).id(id.to_string()).source("test").key(key);
     CloudEvents::binary().encode(&event, &"t".into()).unwrap()
@@ -55,9 +57,9 @@ async fn times_without_end_are_taken_as_such() {
     the_others_are_handled(|c| c.concurrency(usize::MAX).buffer(usize::MAX), || Ok(())).await;
     for policy in [Policy::ordered(), Policy::fast(), Policy::best_effort()] {
         let later = || Err("later").retry_after(Duration::MAX);
-        the_others_are_handled(|c| c.policy(policy.clone()).shutdown(Duration::ZERO), later).await;
+        the_others_are_handled(|c| c.policy(policy.clone()).shutdown(Duration::from_millis(200)), later).await;
         let options = |c: Consumer| c.policy(policy.parked_delay(Duration::MAX).quick_delay(Duration::MAX));
-        the_others_are_handled(|c| options(c).shutdown(Duration::ZERO), later).await;
+        the_others_are_handled(|c| options(c).shutdown(Duration::from_millis(200)), later).await;
     }
 }
 
@@ -97,16 +99,22 @@ async fn an_error_that_is_its_own_cause_stops_nobody_else() {
     the_others_are_handled(|c| c, || Err(Nasty::Circle.into())).await;
 }
 
+/// A message with two events, whose types are their ids, and their keys.
+fn batch(events: [(&str, &str); 2]) -> Message {
+    let events = events.map(|(id, key)| {
+        format!(r#"{{"specversion":"1.0","id":"{id}","source":"s","type":"{id}","partitionkey":"{key}"}}"#)
+    });
+    let mut batch = message(99, "k", "a");
+    batch.headers = [("content-type", "application/cloudevents-batch+json")].into_iter().collect();
+    batch.body = format!("[{}]", events.join(",")).into();
+    batch
+}
+
 /// A, which fails slowly at its second delivery, and B, which is slow at its first, come in one message.
 #[tokio::test(start_paused = true)]
 async fn an_event_given_back_with_its_batch_is_not_settled_by_what_ran_before() {
     let broker = MemoryBroker::new().ownership(Ownership::Competing);
-    let events: Vec<_> = ["a", "b"]
-        .map(|id| format!(r#"{{"specversion":"1.0","id":"{id}","source":"s","type":"{id}","partitionkey":"k"}}"#))
-        .into();
-    let mut batch = message(0, "k", "a");
-    batch.headers = [("content-type", "application/cloudevents-batch+json")].into_iter().collect();
-    batch.body = format!("[{}]", events.join(",")).into();
+    let batch = batch([("a", "k"), ("b", "k")]);
     publish(&broker, vec![batch]).await;
     let (tell, mut told) = mpsc::unbounded_channel();
     let (tries, slow) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -129,4 +137,37 @@ async fn an_event_given_back_with_its_batch_is_not_settled_by_what_ran_before() 
     let serving = tokio::spawn(serve.into_future());
     tokio::time::timeout(Duration::from_secs(600), told.recv()).await.expect("the event is lost").unwrap();
     serving.abort();
+}
+
+/// E of key k waits at the broker when A of the same key and B of another come in one message.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_comes_with_one_that_must_wait_is_handled_once() {
+    let memory = MemoryBroker::new().ownership(Ownership::AckEach);
+    let mut broker = FaultyBroker::new(&memory);
+    broker.durable = true;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let tell = move |what: &'static str| tell.send(what).unwrap();
+    let (e, a, b) = (tell.clone(), tell.clone(), tell);
+    let router = Router::new()
+        .on("e", async move |attempt: Attempt| -> Result<()> {
+            e("e");
+            if attempt.number == 1 { Err(aqueduct::Error::msg("once")) } else { Ok(()) }
+        })
+        .on("a", async move || a("a"))
+        .on("b", async move || b("b"));
+    let policy = Policy::ordered().quick_attempts(1).parked_delay(Duration::from_secs(1));
+    let serve = Consumer::new("c", broker).topics(["t"]).policy(policy).serve(router);
+    let serving = tokio::spawn(serve.into_future());
+    publish(&memory, vec![message(0, "k", "e")]).await;
+    assert_eq!(told.recv().await, Some("e"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    publish(&memory, vec![batch([("a", "k"), ("b", "other")])]).await;
+    memory.wait_settled("c").await;
+    serving.abort();
+    let mut rest = Vec::new();
+    while let Ok(what) = told.try_recv() {
+        rest.push(what);
+    }
+    rest[1..].sort_unstable();
+    assert_eq!(rest, ["e", "a", "b"]);
 }

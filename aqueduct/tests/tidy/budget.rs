@@ -55,7 +55,7 @@ mod lints {
         };
         assert_eq!(at("format/json.rs", 400), [""; 0]);
         assert_eq!(at("format/json.rs", 401), ["format/json"]);
-        assert_eq!(at("engine/lanes.rs", 3_000), ["engine"]);
+        assert_eq!(at("engine/lanes.rs", 3_400), ["engine"]);
         assert_eq!(at("broker/memory/log.rs", 2_001), ["broker/memory"]);
         assert_eq!(at("router.rs", 5_001), ["the rest of the library"]);
         assert_eq!(at("testing/sim/mod.rs", 9_000), [""; 0]);
