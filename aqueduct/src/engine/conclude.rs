@@ -361,6 +361,9 @@ impl Core {
                     self.write(slot, Op::Floor(floor), After::Floor);
                 }
             }
+            // Not released: an owner may own it again by the time that the broker hears of it. A competitor asks for it
+            // again by that.
+            Err(BrokerError::Lost { .. }) if self.ownership != Ownership::Competing => self.drop_partition(slot),
             Err(BrokerError::Lost { .. }) => self.give_up_partition(slot, None),
             Err(error) => {
                 self.metrics.broker_errors.increment(1);
