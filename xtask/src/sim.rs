@@ -22,11 +22,21 @@ pub(crate) fn chaos(seconds: u64) -> Result<()> {
     runner(&["--from", &from.to_string(), "--seconds", &seconds.to_string()])
 }
 
+/// The same for CI, with seeds derived from the commit, so that a red run can be repeated.
+pub(crate) fn chaos_of_commit(seconds: u64) -> Result<()> {
+    let from = commit_seed()? + CI_SEEDS;
+    runner(&["--from", &from.to_string(), "--seconds", &seconds.to_string()])
+}
+
 /// The first seeds, which never change, and as many that no other commit has.
 pub(crate) fn fixed_and_derived() -> Result<()> {
     seeds(0, CI_SEEDS)?;
+    seeds(commit_seed()?, CI_SEEDS)
+}
+
+fn commit_seed() -> Result<u64> {
     let commit = read(&mut program("git", &["rev-parse", "HEAD"])).context("the commit gives half of the seeds")?;
-    seeds(seed_of(commit.trim())?, CI_SEEDS)
+    seed_of(commit.trim())
 }
 
 /// The first 12 digits of a commit's hash as a number: far from the end of `u64`, and short enough to type.

@@ -29,8 +29,8 @@ const STEPS: &[Step] = &[
     Step { name: "sim", what: "1,000 fixed seeds, and 1,000 derived from the commit", run: sim::fixed_and_derived },
     Step {
         name: "chaos",
-        what: "fresh seeds for 20 s (simulator only: no broker needs a server yet)",
-        run: || sim::chaos(20),
+        what: "more seeds of the commit for 20 s (simulator only: no broker needs a server yet)",
+        run: || sim::chaos_of_commit(20),
     },
     Step { name: "examples", what: "the course runs to its end", run: examples },
     Step {

@@ -91,7 +91,7 @@ impl Workers {
             // A woken loop may sit in this thread's own slot, from where no other thread takes it: let it run before a
             // handler is polled that may block the thread.
             if self.attempt(job) {
-                tokio::task::yield_now().await;
+                step_back().await;
             }
         }
     }
@@ -131,6 +131,21 @@ impl Workers {
             }
         }
     }
+}
+
+/// Lets other tasks of this thread run first. Unlike tokio's `yield_now`, which keeps the task in a list of the thread
+/// until that looks for events, it goes to the end of the queue, from where another thread can take it if this one is
+/// blocked by whoever runs next.
+async fn step_back() {
+    let mut stepped = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut stepped, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Counts a waiting worker, also when its task is dropped while it waits.
