@@ -192,6 +192,14 @@ impl Group {
             owner.lease.renew(member.deadline);
         }
         if std::mem::take(&mut member.struck) {
+            if self.competing {
+                // What it had was taken from it, and it may have given partitions up that it will be served from again.
+                for (partition, part) in &self.parts {
+                    if member.reads(&partition.topic) {
+                        member.tell(part.assigned(partition, Lease::forever()));
+                    }
+                }
+            }
             self.rebalance(now);
             self.wake();
         }
