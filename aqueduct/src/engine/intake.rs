@@ -192,7 +192,9 @@ impl Core {
         if !places.iter().any(|(lane, place)| owned.returned.is_closed(*lane, *place)) {
             return false;
         }
-        places.into_iter().for_each(|(lane, place)| owned.returned.close(lane, place));
+        for (lane, place) in places {
+            owned.returned.close(lane, place);
+        }
         self.return_delivery(slot, Place { position, index: 0 }, RETURN_DELAY);
         true
     }

@@ -21,6 +21,7 @@ pub(crate) struct Ledger {
 struct Seat {
     ticket: Ticket,
     /// The events of it that are not settled yet, by index, if it carries several.
+    #[expect(clippy::box_collection, reason = "nearly every delivery is alone, and its seat stays small")]
     batch: Option<Box<BTreeSet<u32>>>,
     state: State,
 }

@@ -144,7 +144,7 @@ impl World {
                 prop_assert!(matches!(released, Ok(()) | Err(BrokerError::Lost { .. })), "{:?}", released);
             }
             Arrival::Resumed { partition } => {
-                prop_assert!(owned.contains_key(&partition), "{} resumes unowned", partition)
+                prop_assert!(owned.contains_key(&partition), "{} resumes unowned", partition);
             }
             Arrival::Lost { partition } => drop(owned.remove(&partition)),
             other => panic!("{other:?}"),

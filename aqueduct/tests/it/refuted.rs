@@ -91,7 +91,7 @@ impl std::error::Error for Nasty {
 async fn an_error_that_cannot_be_written_or_judged_stops_nobody_else() {
     the_others_are_handled(|c| c, || Err(Nasty::Unwritable.into())).await;
     let unjudged = Policy::fast().classify(|_| -> Fault { panic!("no opinion") });
-    the_others_are_handled(|c| c.policy(unjudged), || Err("x").map_err(aqueduct::Error::msg)).await;
+    the_others_are_handled(|c| c.policy(unjudged), || Err(aqueduct::Error::msg("x"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,7 +135,7 @@ async fn an_event_given_back_with_its_batch_is_not_settled_by_what_ran_before() 
     };
     let serve = Consumer::new("c", broker).topics(["t"]).serve(Router::new().on("a", a).on("b", b));
     let serving = tokio::spawn(serve.into_future());
-    tokio::time::timeout(Duration::from_secs(600), told.recv()).await.expect("the event is lost").unwrap();
+    tokio::time::timeout(Duration::from_mins(10), told.recv()).await.expect("the event is lost").unwrap();
     serving.abort();
 }
 
