@@ -109,6 +109,11 @@ impl Core {
             None => self.finish_head(key.slot, lane, place),
             Some(stored) => {
                 self.lanes.set(lane, Head::Writing);
+                let by_floor = self.ownership == Ownership::Floor;
+                let owned = self.owned.get_mut(&key.slot).filter(|o| by_floor && o.ledger.is_to_come(place.position));
+                if let Some(owned) = owned {
+                    owned.finished.insert(key.lane, place);
+                }
                 let row = RowRef { place, lane: key.lane, version: stored.version };
                 self.write(key.slot, Op::Finish(row), After::Row { lane, id: key.lane, place, dies: false });
             }
@@ -357,6 +362,9 @@ impl Core {
                 }
                 let floor =
                     if self.ownership == Ownership::Floor { owned.settling.told_floor } else { owned.ledger.floor() };
+                if let Some(floor) = floor {
+                    owned.finished.floor_passes(floor);
+                }
                 if let Some(floor) = floor.filter(|floor| owned.parked.floor_passes(*floor)) {
                     self.write(slot, Op::Floor(floor), After::Floor);
                 }

@@ -8,7 +8,7 @@ use super::item::{Item, Target};
 use super::lanes::{Head, LaneKey, LaneRef};
 use super::ledger::{Ledger, Seated};
 use super::mailbox::Note;
-use super::owned::{DueState, Owned, ParkedKeys, Returned, Settling, Stage};
+use super::owned::{DueState, FinishedRows, Owned, ParkedKeys, Returned, Settling, Stage};
 use super::planted::Planted;
 use super::writer::{After, Writer};
 use crate::broker::{Arrival, Delivery, Lease, Ownership, Settle};
@@ -80,6 +80,7 @@ impl Core {
             stage: if loads { Stage::Loading } else { Stage::Open },
             ledger: Ledger::new(floor, self.ownership != Ownership::Competing),
             parked: ParkedKeys::default(),
+            finished: FinishedRows::default(),
             writer: Writer::default(),
             due: DueState { resumed: self.ownership != Ownership::AckEach, ..DueState::default() },
             settling: Settling { told_floor: floor, ..Settling::default() },
@@ -254,6 +255,10 @@ impl Core {
     /// Puts an event from the broker into its lane: in memory, or in the store if its key has rows there.
     pub(super) fn enter(&mut self, slot: u32, lane: LaneId, mut item: Item) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
+        if owned.finished.covers(lane, item.place) {
+            self.buffered -= 1;
+            return self.settle_at(slot, item.place);
+        }
         if self.ownership == Ownership::Competing {
             item.attempts = owned.ledger.ticket(item.place.position).map_or(0, |t| t.deliveries.saturating_sub(1));
         }

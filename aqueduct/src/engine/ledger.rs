@@ -133,6 +133,11 @@ impl Ledger {
         above.max(self.floor)
     }
 
+    /// True if the position is above the floor and no delivery of it has arrived.
+    pub(crate) fn is_to_come(&self, position: Position) -> bool {
+        Some(position) > self.floor && self.find(position).is_err()
+    }
+
     /// True if the delivery carries one event only.
     pub(crate) fn is_alone(&self, position: Position) -> bool {
         self.find(position).ok().and_then(|at| self.seats.get(at)).is_none_or(|seat| seat.batch.is_none())

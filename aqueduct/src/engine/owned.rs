@@ -25,6 +25,7 @@ pub(crate) struct Owned {
     pub(crate) ledger: Ledger,
     /// The keys whose events go to the store, because they have rows there.
     pub(crate) parked: ParkedKeys,
+    pub(crate) finished: FinishedRows,
     pub(crate) writer: Writer,
     pub(crate) due: DueState,
     pub(crate) settling: Settling,
@@ -132,6 +133,29 @@ impl ParkedKeys {
             self.try_open(lane, true);
         }
         any
+    }
+}
+
+/// Rows that took effect before their own delivery, above the floor, has come again: an earlier owner parked them and the
+/// broker was never told. A lane is written in the order of positions, so all of it up to such a row is finished.
+#[derive(Debug, Default)]
+pub(crate) struct FinishedRows(BTreeMap<LaneId, Place>);
+
+impl FinishedRows {
+    /// A row took effect whose delivery has not come.
+    pub(crate) fn insert(&mut self, lane: LaneId, place: Place) {
+        let highest = self.0.entry(lane).or_insert(place);
+        *highest = place.max(*highest);
+    }
+
+    /// True if this arrival of the lane was finished as a row, or before one.
+    pub(crate) fn covers(&self, lane: LaneId, place: Place) -> bool {
+        !self.0.is_empty() && self.0.get(&lane).is_some_and(|highest| place <= *highest)
+    }
+
+    /// What the floor has passed does not come again.
+    pub(crate) fn floor_passes(&mut self, floor: Position) {
+        self.0.retain(|_, place| place.position > floor);
     }
 }
 
@@ -271,5 +295,37 @@ impl Owned {
     /// True while deliveries may be fetched.
     pub(crate) fn may_fetch(&self, above_floor_max: usize) -> bool {
         self.stage == Stage::Open && self.held.is_empty() && self.ledger.above_floor() < above_floor_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finished_row_covers_its_lane_up_to_itself_until_the_floor_passes() {
+        let mut finished = FinishedRows::default();
+        let (a, b) = (LaneId(1), LaneId(2));
+        finished.insert(a, Place::at(20));
+        finished.insert(a, Place::at(15));
+        assert!(finished.covers(a, Place::at(18)) && finished.covers(a, Place::at(20)));
+        assert!(!finished.covers(a, Place::at(21)) && !finished.covers(b, Place::at(18)));
+        finished.floor_passes(Position(19));
+        assert!(finished.covers(a, Place::at(20)));
+        finished.floor_passes(Position(20));
+        assert!(!finished.covers(a, Place::at(20)));
+    }
+
+    #[test]
+    fn a_key_opens_only_when_neither_row_nor_append_nor_mark_holds_it() {
+        let (mut keys, lane) = (ParkedKeys::default(), LaneId(1));
+        keys.close(lane, false, Some(Position(7)));
+        keys.append_begins(lane);
+        keys.append_ends(lane);
+        keys.holds(lane, true);
+        assert!(keys.floor_passes(Position(7)) && keys.contains(lane), "a row still holds it");
+        keys.holds(lane, false);
+        keys.try_open(lane, true);
+        assert!(!keys.contains(lane));
     }
 }

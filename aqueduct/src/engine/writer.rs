@@ -197,11 +197,11 @@ impl Core {
             After::Appended { lane, place } => {
                 owned.parked.append_ends(lane);
                 owned.due.grows(lane);
-                if answer == Applied::Appended {
-                    owned.parked.holds(lane, true);
-                    if owned.due.asking.is_some() {
-                        owned.due.grown.insert(lane);
-                    }
+                match answer {
+                    Applied::Appended => owned.parked.holds(lane, true),
+                    // Perhaps by this very write, whose first answer was lost.
+                    Applied::Present { holds } => owned.parked.holds(lane, holds),
+                    _ => {}
                 }
                 owned.parked.try_open(lane, true);
                 self.buffered -= 1;

@@ -336,8 +336,11 @@ pub enum Applied {
     },
     /// The row is at the end of its lane.
     Appended,
-    /// The row was there already.
-    Present,
+    /// The row was there already: it is delivered again, or this is a repeat of the operation.
+    Present {
+        /// The lane has parked rows or a dead letter that blocks.
+        holds: bool,
+    },
     /// The event was finished before.
     Finished,
     /// The row has another version, or is gone: nothing was changed.

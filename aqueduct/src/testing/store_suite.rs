@@ -294,8 +294,8 @@ async fn an_append_says_where_the_row_stands(store: Arc<dyn Store>) {
     let owner = Owner::of(&store).await;
     assert_eq!(owner.append(row(5, "a"), Late::Finished).await, Applied::Appended, "the lane has no rows");
     assert_eq!(owner.append(row(9, "a"), Late::Finished).await, Applied::Appended);
-    assert_eq!(owner.append(row(9, "a"), Late::Finished).await, Applied::Present);
-    assert_eq!(owner.append(row(5, "a"), Late::Insert).await, Applied::Present);
+    assert_eq!(owner.append(row(9, "a"), Late::Finished).await, Applied::Present { holds: true });
+    assert_eq!(owner.append(row(5, "a"), Late::Insert).await, Applied::Present { holds: true });
     assert_eq!(owner.append(row(7, "a"), Late::Finished).await, Applied::Finished);
     assert_eq!(owner.append(row(2, "b"), Late::Finished).await, Applied::Appended, "another lane has its own end");
     assert_eq!(owner.places().await, [2, 5, 9], "what was finished is not written");
@@ -307,10 +307,10 @@ async fn a_row_of_any_state_is_the_end_of_its_lane(store: Arc<dyn Store>) {
     let owner = Owner::of(&store).await;
     let ends = [dead(5, "a", Hold::Skip), dead(15, "b", Hold::Block), discarded(25, "c")];
     for (end, key) in ends.into_iter().zip(["a", "b", "c"]) {
-        let position = end.place.position.0;
+        let (position, holds) = (end.place.position.0, end.holds());
         owner.put(&[end]).await;
         assert_eq!(owner.append(row(position - 1, key), Late::Finished).await, Applied::Finished);
-        assert_eq!(owner.append(row(position, key), Late::Finished).await, Applied::Present);
+        assert_eq!(owner.append(row(position, key), Late::Finished).await, Applied::Present { holds });
         assert_eq!(owner.append(row(position + 1, key), Late::Finished).await, Applied::Appended);
     }
 }
@@ -375,7 +375,7 @@ async fn every_operation_can_be_repeated(store: Arc<dyn Store>) {
         }
     }
     let append = || owner.append(row(3, "b"), Late::Finished);
-    assert_eq!((append().await, append().await), (Applied::Appended, Applied::Present));
+    assert_eq!((append().await, append().await), (Applied::Appended, Applied::Present { holds: true }));
     assert_eq!(owner.places().await, [1, 3, 4, 5]);
     assert_eq!((owner.row(1).await.version, owner.row(1).await.attempts), (2, 1));
     assert_eq!(owner.row(4).await.version, 2);

@@ -80,7 +80,8 @@ impl Model {
             }
             Op::Append { row, late } => {
                 if self.find(row.place).is_some() {
-                    return Applied::Present;
+                    let holds = self.lane(row.lane).any(Row::holds);
+                    return Applied::Present { holds };
                 }
                 if *late == Late::Finished && self.lane(row.lane).any(|other| other.place > row.place) {
                     return Applied::Finished;

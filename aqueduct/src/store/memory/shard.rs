@@ -86,7 +86,7 @@ impl Shard {
 
     pub(super) fn append(&mut self, row: &Row, late: Late) -> Applied {
         if self.rows.contains_key(&row.place) {
-            return Applied::Present;
+            return Applied::Present { holds: self.holds(row.lane) };
         }
         let last = self.lanes.get(&row.lane).and_then(|lane| lane.places.last().copied());
         if late == Late::Finished && last > Some(row.place) {
@@ -177,11 +177,12 @@ impl Shard {
     }
 
     pub(super) fn answer(&self, lane: LaneId) -> Applied {
-        let lane = self.lanes.get(&lane);
-        Applied::Lane {
-            holds: lane.is_some_and(|lane| !lane.holding.is_empty()),
-            next_at: lane.and_then(|lane| lane.head).map(|(at, _)| at),
-        }
+        let next_at = self.lanes.get(&lane).and_then(|lane| lane.head).map(|(at, _)| at);
+        Applied::Lane { holds: self.holds(lane), next_at }
+    }
+
+    fn holds(&self, lane: LaneId) -> bool {
+        self.lanes.get(&lane).is_some_and(|lane| !lane.holding.is_empty())
     }
 
     pub(super) fn due(&self, now: Timestamp, limit: usize) -> Due {

@@ -58,19 +58,34 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
         return found;
     }
     let limit = truth.buffer + truth.concurrency;
+    // A lane is written in order: what stands before a row that is done by now was finished, and is let go at once.
+    let mut finished: BTreeMap<(Instance, &str), Position> = BTreeMap::new();
+    let lane = |partition: &Partition, at: Position| {
+        let event = index.at(partition, at)?;
+        Some(truth.events.get(event as usize)?.lane.as_str())
+    };
     for (n, record) in records.iter().enumerate() {
         let of = held.entry(record.instance).or_default();
         match &record.what {
             What::Delivered { partition, positions } => {
-                of.extend(positions.iter().map(|p| (partition.clone(), *p)));
+                let known = |p: &Position| {
+                    let row = lane(partition, *p).and_then(|lane| finished.get(&(record.instance, lane)));
+                    row.is_some_and(|row| p <= row)
+                };
+                of.extend(positions.iter().filter(|p| !known(p)).map(|p| (partition.clone(), *p)));
                 if of.len() > limit {
                     let text = format!("instance {} holds {}, its limit is {limit}", record.instance, of.len());
                     found.push(Violation::new(Invariant::Bounds, text, [n]));
                 }
             }
             What::Effect { run } => {
-                if let Some(run) = index.run(*run) {
-                    of.retain(|(partition, position)| index.at(partition, *position) != Some(run.event));
+                let Some((partition, position)) = index.run(*run).and_then(|run| index.home(run.event)) else {
+                    continue;
+                };
+                let row = !of.remove(&(partition.clone(), *position));
+                if let Some(lane) = lane(partition, *position).filter(|_| row) {
+                    let highest = finished.entry((record.instance, lane)).or_insert(*position);
+                    *highest = (*highest).max(*position);
                 }
             }
             What::Stored { partition, position, .. }
@@ -166,7 +181,9 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
         let cut_off = |from: usize, instance: Instance| disrupted(&records[from..n], instance, &run.partition, index);
         let excused = match truth.ownership {
             // Competing instances may have been handed one event at the same time: what delays either of them counts.
-            Ownership::Competing => cut_off(0, by.instance) || cut_off(0, run.instance),
+            Ownership::Competing => {
+                [by, run].iter().any(|who| cut_off(0, who.instance) || stops_late(&records[..n], who.instance, truth))
+            }
             Ownership::Floor if unfinished_at_leave(&records[..n], by, truth, index) => true,
             // Who stored it may have been cut off before the broker knew.
             _ => {
@@ -238,7 +255,7 @@ pub(super) fn were_given_both(records: &[Record], effect: usize, truth: &Truth, 
         _ => false,
     });
     let mut both = gave_up.map(|r| r.instance).chain([run.instance]);
-    both.any(|instance| disrupted(records, instance, &run.partition, index))
+    both.any(|instance| disrupted(records, instance, &run.partition, index) || stops_late(records, instance, truth))
 }
 
 /// True if something cut the instance off after this effect, so that not everybody may know of it.

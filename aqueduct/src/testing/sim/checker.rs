@@ -166,6 +166,11 @@ impl Index {
         self.places.range(range).map(|((_, position), event)| (*position, *event))
     }
 
+    /// Where an event stands.
+    pub(crate) fn home(&self, event: EventNo) -> Option<&(Partition, Position)> {
+        self.homes.get(&event)
+    }
+
     pub(crate) fn published(&self, event: EventNo) -> bool {
         self.homes.contains_key(&event)
     }

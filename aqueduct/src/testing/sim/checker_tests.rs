@@ -201,6 +201,22 @@ fn a_repeated_suffix_has_no_hole_and_ends_on_the_latest() {
 }
 
 #[test]
+fn a_repeat_may_end_before_what_was_given_up_in_it() {
+    let repeat = |s: &mut Story, state| {
+        s.does(0, 0).does(0, 1).say(0, What::Crashed).stores(1, 1, state).does(1, 0);
+    };
+    let mut s = Story::of(2);
+    repeat(&mut s, RowState::Discarded);
+    s.passes();
+    let mut s = Story::of(2);
+    repeat(&mut s, RowState::Parked);
+    s.breaks(Invariant::KeyOrder, "the last effect is key k counter 0");
+    let mut s = Story::of(2);
+    s.stores(0, 1, RowState::Discarded).does(0, 0).does(0, 1).say(0, What::Crashed).does(1, 0);
+    s.breaks(Invariant::KeyOrder, "the last effect is key k counter 0");
+}
+
+#[test]
 fn single_acknowledgements_leave_no_hole_in_a_repeat() {
     let mut s = Story::of(3).owned(Ownership::AckEach);
     s.does(0, 0).does(0, 1).does(0, 2).say(0, What::Crashed).does(1, 0).does(1, 2);

@@ -13,6 +13,8 @@ struct Walk<'a> {
     done: BTreeSet<EventNo>,
     dead: BTreeMap<EventNo, (usize, Hold)>,
     gone: BTreeSet<EventNo>,
+    /// Dead letters and discards that had no effect since: a repeat that was given up.
+    given_up: BTreeSet<EventNo>,
     /// Dead letters that let their lane pass and were replayed: they run late, and may stand anywhere.
     late: BTreeSet<EventNo>,
     /// The latest effect of each lane: its counter and record.
@@ -29,6 +31,7 @@ pub(crate) fn check(records: &[Record], truth: &Truth, index: &Index) -> Vec<Vio
         done: BTreeSet::new(),
         dead: BTreeMap::new(),
         gone: BTreeSet::new(),
+        given_up: BTreeSet::new(),
         late: BTreeSet::new(),
         latest: BTreeMap::new(),
         found: Vec::new(),
@@ -43,9 +46,11 @@ pub(crate) fn check(records: &[Record], truth: &Truth, index: &Index) -> Vec<Vio
             }
             What::Stored { partition, position, state } => match (index.at(partition, *position), state) {
                 (Some(event), RowState::Dead(hold)) => {
+                    walk.given_up.insert(event);
                     walk.dead.insert(event, (n, *hold));
                 }
                 (Some(event), RowState::Discarded) => {
+                    walk.given_up.insert(event);
                     walk.gone.insert(event);
                 }
                 _ => {}
@@ -97,6 +102,7 @@ impl<'a> Walk<'a> {
         if self.late.contains(&event) {
             return;
         }
+        self.given_up.remove(&event);
         let before = self.latest.insert(lane, (counter, n));
         self.done.insert(event);
         let Some((last, at)) = before else { return };
@@ -116,8 +122,8 @@ impl<'a> Walk<'a> {
 
     fn ends(&mut self, index: &Index) {
         for (lane, (last, at)) in self.latest.clone() {
-            let later =
-                self.lanes[lane][last + 1..].iter().copied().find(|e| self.done.contains(e) && index.published(*e));
+            let stands = |e: &EventNo| self.done.contains(e) && !self.given_up.contains(e) && index.published(*e);
+            let later = self.lanes[lane][last + 1..].iter().copied().find(stands);
             if let Some(later) = later {
                 let end = self.lanes[lane][last];
                 let text = format!(
