@@ -87,6 +87,11 @@ mod pattern;
 mod policy;
 mod publish;
 mod router;
+/// The embedded broker and store in one SQLite file (feature `sqlite`).
+#[cfg(feature = "sqlite")]
+pub mod sqlite {
+    pub use crate::store::sql::{SqliteFile, SqliteOptions};
+}
 pub mod store;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

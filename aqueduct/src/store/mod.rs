@@ -17,6 +17,8 @@ use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Key, LaneId, Partition, Place, Position, Text};
 
 pub mod memory;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sql;
 
 pub use memory::MemoryStore;
 

@@ -1,0 +1,135 @@
+//! How events, headers and histories are written into blobs: fields with their lengths before them.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::StoreError;
+use crate::headers::Headers;
+use crate::topic::Text;
+
+/// The version of every encoding in this folder; rows carry it.
+pub(crate) const VERSION: i64 = 1;
+
+/// Writes fields one after another.
+#[derive(Default)]
+pub(crate) struct Encoder(BytesMut);
+
+impl Encoder {
+    pub(crate) fn int(&mut self, int: u64) -> &mut Self {
+        self.0.put_u64_le(int);
+        self
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.reserve(4 + bytes.len());
+        self.0.put_u32_le(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.0.put_slice(bytes);
+        self
+    }
+
+    pub(crate) fn optional(&mut self, bytes: Option<&[u8]>) -> &mut Self {
+        self.0.put_u8(u8::from(bytes.is_some()));
+        if let Some(bytes) = bytes {
+            self.bytes(bytes);
+        }
+        self
+    }
+
+    pub(crate) fn headers(&mut self, headers: &Headers) -> &mut Self {
+        for (name, value) in headers.iter() {
+            self.0.put_u8(1);
+            self.bytes(name.as_str().as_bytes()).bytes(value);
+        }
+        self.0.put_u8(0);
+        self
+    }
+
+    pub(crate) fn finish(self) -> Bytes {
+        self.0.freeze()
+    }
+}
+
+/// Reads fields one after another; they share the memory of what is read.
+pub(crate) struct Decoder(pub(crate) Bytes);
+
+impl Decoder {
+    pub(crate) fn byte(&mut self) -> Result<u8, StoreError> {
+        self.0.try_get_u8().map_err(|_| too_short())
+    }
+
+    pub(crate) fn int(&mut self) -> Result<u64, StoreError> {
+        self.0.try_get_u64_le().map_err(|_| too_short())
+    }
+
+    pub(crate) fn bytes(&mut self) -> Result<Bytes, StoreError> {
+        let length = self.0.try_get_u32_le().map_err(|_| too_short())? as usize;
+        if length > self.0.len() {
+            return Err(too_short());
+        }
+        Ok(self.0.split_to(length))
+    }
+
+    pub(crate) fn optional(&mut self) -> Result<Option<Bytes>, StoreError> {
+        if self.byte()? == 0 { Ok(None) } else { self.bytes().map(Some) }
+    }
+
+    pub(crate) fn text(&mut self) -> Result<Text, StoreError> {
+        text(self.bytes()?)
+    }
+
+    pub(crate) fn optional_text(&mut self) -> Result<Option<Text>, StoreError> {
+        self.optional()?.map(text).transpose()
+    }
+
+    pub(crate) fn headers(&mut self) -> Result<Headers, StoreError> {
+        let mut headers = Headers::new();
+        while self.byte()? != 0 {
+            let name = self.text()?;
+            headers.add(name, self.bytes()?);
+        }
+        Ok(headers)
+    }
+}
+
+/// The checksum of a stored row: SQLite finds a damaged tree, and this finds damaged content.
+pub(crate) fn checksum(numbers: &[i64], contents: &[&[u8]]) -> i64 {
+    let mut hash = Xxh3::new();
+    numbers.iter().for_each(|number| hash.update(&number.to_le_bytes()));
+    for content in contents {
+        hash.update(&(content.len() as u64).to_le_bytes());
+        hash.update(content);
+    }
+    hash.digest().cast_signed()
+}
+
+fn text(bytes: Bytes) -> Result<Text, StoreError> {
+    Text::try_from(bytes).map_err(|_| StoreError::Refused("a stored text is not UTF-8: the file is damaged".into()))
+}
+
+fn too_short() -> StoreError {
+    StoreError::Refused("a stored row ends too early: the file is damaged".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_rubbish_is_refused() {
+        let mut headers = Headers::new();
+        headers.add("a", "1");
+        headers.add("a", vec![0, 255]);
+        let mut encoder = Encoder::default();
+        encoder.int(7).bytes(b"x").optional(None).optional(Some(b"y")).headers(&headers);
+        let bytes = encoder.finish();
+        let mut decoder = Decoder(bytes.clone());
+        assert_eq!((decoder.int().unwrap(), decoder.bytes().unwrap()), (7, Bytes::from("x")));
+        assert_eq!((decoder.optional().unwrap(), decoder.optional_text().unwrap()), (None, Some("y".into())));
+        assert_eq!(decoder.headers().unwrap(), headers);
+        for end in 0..bytes.len() {
+            let mut short = Decoder(bytes.slice(..end));
+            let all = short.int().and_then(|_| short.bytes()).and_then(|_| short.optional());
+            assert!(all.and_then(|_| short.optional()).and_then(|_| short.headers()).is_err(), "{end} bytes");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What the SQL store needs of a database, so that it is written once.
+//!
+//! Statements are written with `?` for their arguments and with `on conflict`, as SQLite and PostgreSQL understand it; a
+//! database that speaks otherwise rewrites them in its [`Session`].
+
+use bytes::Bytes;
+
+use crate::error::StoreError;
+use crate::outcome::BoxFuture;
+use crate::topic::Text;
+
+/// A value in a statement or a row.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Null,
+    Int(i64),
+    Text(Text),
+    Blob(Bytes),
+}
+
+/// A row of a result.
+#[derive(Clone, Debug)]
+pub(crate) struct SqlRow(pub(crate) Vec<Value>);
+
+/// A connection, mostly inside a transaction.
+pub(crate) trait Session: Send {
+    /// Runs a statement and answers how many rows it changed.
+    fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>>;
+
+    /// Runs a query and answers its rows.
+    fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>>;
+}
+
+/// Work within one transaction. It may be run again when the transaction is, and then starts from the beginning; what it
+/// has found out counts when the transaction is committed.
+pub(crate) trait Work: Send + 'static {
+    /// Does it.
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<(), StoreError>>;
+}
+
+/// A database that can hold the store.
+pub(crate) trait Database: Send + Sync + 'static {
+    /// Runs work in a transaction and answers when it is committed. Several works may share one commit.
+    fn write(&self, work: Box<dyn Work>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// A session to read in, outside any transaction.
+    fn read(&self) -> BoxFuture<'_, Result<Box<dyn Session>, StoreError>>;
+}
+
+impl SqlRow {
+    pub(crate) fn int(&self, column: usize) -> Result<i64, StoreError> {
+        match self.0.get(column) {
+            Some(Value::Int(int)) => Ok(*int),
+            other => Err(unexpected(column, "a number", other)),
+        }
+    }
+
+    pub(crate) fn int_or_null(&self, column: usize) -> Result<Option<i64>, StoreError> {
+        match self.0.get(column) {
+            Some(Value::Null) => Ok(None),
+            _ => self.int(column).map(Some),
+        }
+    }
+
+    pub(crate) fn text(&self, column: usize) -> Result<Text, StoreError> {
+        match self.0.get(column) {
+            Some(Value::Text(text)) => Ok(text.clone()),
+            other => Err(unexpected(column, "a text", other)),
+        }
+    }
+
+    pub(crate) fn blob(&self, column: usize) -> Result<Bytes, StoreError> {
+        match self.0.get(column) {
+            Some(Value::Blob(blob)) => Ok(blob.clone()),
+            other => Err(unexpected(column, "bytes", other)),
+        }
+    }
+}
+
+fn unexpected(column: usize, wanted: &str, found: Option<&Value>) -> StoreError {
+    let found = match found {
+        None => "nothing",
+        Some(Value::Null) => "null",
+        Some(Value::Int(_)) => "a number",
+        Some(Value::Text(_)) => "a text",
+        Some(Value::Blob(_)) => "bytes",
+    };
+    StoreError::Refused(format!(
+        "column {column} of a stored row has {found} where {wanted} belongs: the file is damaged, or another program wrote it"
+    ))
+}
+
+impl From<i64> for Value {
+    fn from(int: i64) -> Self {
+        Self::Int(int)
+    }
+}
+
+impl From<&Text> for Value {
+    fn from(text: &Text) -> Self {
+        Self::Text(text.clone())
+    }
+}
+
+impl From<Bytes> for Value {
+    fn from(bytes: Bytes) -> Self {
+        Self::Blob(bytes)
+    }
+}
+
+impl<T: Into<Value>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}

@@ -1,0 +1,376 @@
+//! What is SQLite's own: the file, its connections, its migrations and its errors.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Row, TypeInfo, ValueRef};
+use tokio::sync::watch;
+
+use super::dialect::{Database, Session, SqlRow, Value, Work};
+use super::writer::{Lent, Task, Writer};
+use crate::clock::Clock;
+use crate::error::StoreError;
+use crate::outcome::BoxFuture;
+use crate::topic::Text;
+
+/// The schema of this version of the library, and how each version before becomes the next.
+const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001.sql")];
+
+/// How long a writer waits for another process before it gives up and says so.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
+
+/// Connections that only read; the log's readers and the writer have their own beside these.
+const READERS: u32 = 4;
+
+/// Rows on their way from SQLite's thread to the reader.
+const ROW_BUFFER: usize = 1_024;
+
+/// Pages of write-ahead log after which SQLite moves them into the file: 16 MiB.
+const CHECKPOINT_PAGES: u32 = 4_000;
+
+/// An SQLite file with Aqueduct's tables in it: an embedded broker, a store, or both. Clones share it.
+///
+/// It may be the application's own file: every table of Aqueduct begins with `aq_`. The file is in write-ahead mode, and
+/// one connection does all of this process's writing, many writers in one commit. Beside it stand `-wal`, `-shm`,
+/// `-aq-door` and `-aq-turn`; copy them all, or use `.backup`.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
+/// use aqueduct::sqlite::{SqliteBroker, SqliteFile, SqliteStore};
+/// let file = SqliteFile::open(&path).await?;
+/// let (broker, store) = (SqliteBroker::new(&file), SqliteStore::new(&file));
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct SqliteFile(Arc<Shared>);
+
+struct Shared {
+    path: PathBuf,
+    options: SqliteConnectOptions,
+    readers: SqlitePool,
+    writer: Writer,
+    changed: watch::Sender<u64>,
+    clock: Clock,
+}
+
+/// How a file is opened; made by [`SqliteFile::options`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing is opened until `open` is awaited"]
+pub struct SqliteOptions {
+    path: PathBuf,
+    full: bool,
+    handler_limit: Duration,
+    clock: Clock,
+}
+
+impl SqliteOptions {
+    /// Confirms writes before the disk has them: a crash of the process loses nothing, but a power failure, or a crash of
+    /// the system, loses what was confirmed in the last moments, here and nowhere else. Many times the throughput of
+    /// single writes. Defaults to waiting for the disk.
+    pub fn relaxed(mut self) -> Self {
+        self.full = false;
+        self
+    }
+
+    /// How long a handler may hold its transaction: meanwhile nobody else writes to the file. Defaults to 500 ms.
+    pub fn handler_limit(mut self, limit: Duration) -> Self {
+        self.handler_limit = limit;
+        self
+    }
+
+    /// Where times and ids come from. Defaults to the system's.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Opens the file, or creates it, and brings its tables to this version.
+    pub async fn open(self) -> Result<SqliteFile, StoreError> {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder.canonicalize().map_err(|e| no_folder(&self.path, &e))?;
+        let path = folder.join(self.path.file_name().unwrap_or_default());
+        warn_of_network(&folder);
+        let options = connect_options(&path, self.full);
+        let mut connection = options.connect().await.map_err(|e| explain(&path, e))?;
+        migrate(&path, &mut connection).await?;
+        let readers = SqlitePoolOptions::new().min_connections(0).max_connections(READERS).test_before_acquire(false);
+        let readers = readers.connect_lazy_with(options.clone());
+        let changed = watch::Sender::new(0);
+        let writer = Writer::start(&path, &options, changed.clone(), self.handler_limit, self.clock.clone())?;
+        Ok(SqliteFile(Arc::new(Shared { path, options, readers, writer, changed, clock: self.clock })))
+    }
+}
+
+impl SqliteFile {
+    /// Opens a file with the default options, or creates it.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::options(path).open().await
+    }
+
+    /// Options for a file that is to be opened.
+    pub fn options(path: impl AsRef<Path>) -> SqliteOptions {
+        let (path, handler_limit) = (path.as_ref().to_owned(), Duration::from_millis(500));
+        SqliteOptions { path, full: true, handler_limit, clock: Clock::system() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// Told after every commit of this process.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// A connection for one reader alone.
+    pub(crate) async fn connect(&self) -> Result<SqliteConnection, StoreError> {
+        self.0.options.connect().await.map_err(|e| explain(self.path(), e))
+    }
+
+    /// Runs a task on the writing connection, with those of others in one commit, and answers when it is committed.
+    pub(crate) async fn write_with<T: Task>(&self, task: T) -> Result<T::Answer, StoreError> {
+        self.0.writer.write(task).await
+    }
+
+    /// The writing connection for one handler, inside a transaction of many.
+    pub(crate) async fn lend(&self) -> Result<Lent, StoreError> {
+        self.0.writer.lend().await
+    }
+
+    /// True if the running task holds the writing connection, so that it would wait for itself.
+    pub(crate) fn is_held_here(&self) -> bool {
+        self.0.writer.is_held_here()
+    }
+
+    pub(crate) fn explain(&self, error: sqlx::Error) -> StoreError {
+        explain(self.path(), error)
+    }
+}
+
+impl std::fmt::Debug for SqliteFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SqliteFile").field(&self.0.path).finish()
+    }
+}
+
+impl Database for SqliteFile {
+    fn write(&self, work: Box<dyn Work>) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.write_with(AnyWork { work, path: self.0.path.clone() }))
+    }
+
+    fn read(&self) -> BoxFuture<'_, Result<Box<dyn Session>, StoreError>> {
+        Box::pin(async move {
+            let connection = self.0.readers.acquire().await.map_err(|e| self.explain(e))?;
+            Ok(Box::new(Reading { connection, path: self.0.path.clone() }) as Box<dyn Session>)
+        })
+    }
+}
+
+/// Work that sees no more than a session.
+struct AnyWork {
+    work: Box<dyn Work>,
+    path: PathBuf,
+}
+
+impl Task for AnyWork {
+    type Answer = ();
+
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move { self.work.run(&mut Borrowed { connection, path: &self.path }).await })
+    }
+}
+
+/// The writing connection while work runs on it.
+struct Borrowed<'c> {
+    connection: &'c mut SqliteConnection,
+    path: &'c Path,
+}
+
+/// A connection of the readers.
+struct Reading {
+    connection: sqlx::pool::PoolConnection<sqlx::Sqlite>,
+    path: PathBuf,
+}
+
+impl Session for Borrowed<'_> {
+    fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(execute(self.connection, self.path, sql, args))
+    }
+
+    fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
+        Box::pin(fetch(self.connection, self.path, sql, args))
+    }
+}
+
+impl Session for Reading {
+    fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(execute(&mut self.connection, &self.path, sql, args))
+    }
+
+    fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
+        Box::pin(fetch(&mut self.connection, &self.path, sql, args))
+    }
+}
+
+type Query = sqlx::query::Query<'static, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+
+fn query(sql: &'static str, args: Vec<Value>) -> Query {
+    args.into_iter().fold(sqlx::query(sql), |query, value| match value {
+        Value::Null => query.bind(None::<i64>),
+        Value::Int(int) => query.bind(int),
+        Value::Text(text) => query.bind(text.as_str().to_owned()),
+        Value::Blob(blob) => query.bind(Vec::from(blob)),
+    })
+}
+
+async fn execute(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    sql: &'static str,
+    args: Vec<Value>,
+) -> Result<u64, StoreError> {
+    let done = query(sql, args).execute(connection).await.map_err(|e| explain(path, e))?;
+    Ok(done.rows_affected())
+}
+
+async fn fetch(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    sql: &'static str,
+    args: Vec<Value>,
+) -> Result<Vec<SqlRow>, StoreError> {
+    let rows = query(sql, args).fetch_all(connection).await.map_err(|e| explain(path, e))?;
+    rows.iter().map(|row| sql_row(row).map_err(|e| explain(path, e))).collect()
+}
+
+fn sql_row(row: &SqliteRow) -> Result<SqlRow, sqlx::Error> {
+    let value = |column| {
+        let raw = row.try_get_raw(column)?;
+        Ok(match raw.type_info().name() {
+            _ if raw.is_null() => Value::Null,
+            "INTEGER" => Value::Int(row.try_get(column)?),
+            "TEXT" => Value::Text(Text::from(row.try_get::<String, _>(column)?)),
+            _ => Value::Blob(Bytes::from(row.try_get::<Vec<u8>, _>(column)?)),
+        })
+    };
+    (0..row.len()).map(value).collect::<Result<_, sqlx::Error>>().map(SqlRow)
+}
+
+fn connect_options(path: &Path, full: bool) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(if full { SqliteSynchronous::Full } else { SqliteSynchronous::Normal })
+        .busy_timeout(BUSY)
+        .foreign_keys(false)
+        .pragma("cell_size_check", "on")
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
+        .pragma("journal_size_limit", (u64::from(CHECKPOINT_PAGES) * 4_096).to_string())
+        .row_buffer_size(ROW_BUFFER)
+        .disable_statement_logging()
+}
+
+/// Brings the tables to this version, in one transaction.
+async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let failed = |e| explain(path, e);
+    let known = MIGRATIONS.len();
+    if version(connection).await.map_err(failed)? == known {
+        return Ok(());
+    }
+    run("begin immediate", connection).await.map_err(failed)?;
+    // Another process may have done it while this one waited for its turn.
+    let found = version(connection).await.map_err(failed)?;
+    if found > known {
+        let [found, known] = [found, known].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        return Err(StoreError::TooNew { found, known });
+    }
+    for migration in &MIGRATIONS[found..] {
+        run(migration, connection).await.map_err(failed)?;
+    }
+    run("create table if not exists aq_schema (version integer not null); delete from aq_schema", connection)
+        .await
+        .map_err(failed)?;
+    sqlx::query("insert into aq_schema (version) values (?)")
+        .bind(i64::try_from(known).unwrap_or(i64::MAX))
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    run("commit", connection).await.map_err(failed)
+}
+
+/// The version of the tables in the file; 0 if there are none.
+async fn version(connection: &mut SqliteConnection) -> Result<usize, sqlx::Error> {
+    let table = sqlx::query("select 1 from sqlite_master where name = 'aq_schema'");
+    if table.fetch_optional(&mut *connection).await?.is_none() {
+        return Ok(0);
+    }
+    let version = sqlx::query("select version from aq_schema").fetch_one(connection).await?;
+    Ok(usize::try_from(version.try_get::<i64, _>(0)?).unwrap_or(0))
+}
+
+pub(super) async fn run(sql: &'static str, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sql).execute(connection).await.map(drop)
+}
+
+/// Says what is wrong and what to do about it. What can pass by itself is unavailable; what cannot is refused.
+pub(crate) fn explain(path: &Path, error: sqlx::Error) -> StoreError {
+    let file = path.display();
+    let code = match &error {
+        sqlx::Error::Database(e) => e.code().and_then(|code| code.parse::<u32>().ok()),
+        _ => None,
+    };
+    let (passes, what) = match code.map(|code| code & 0xff) {
+        Some(5 | 6) => (true, "another process or transaction holds it: end it, or wait".to_owned()),
+        Some(8) => (true, "it cannot be written: check its permissions, those of its folder and of `-wal` and `-shm` beside it, and whether the disk is mounted read-only".to_owned()),
+        Some(9) => (true, "the statement took longer than a handler may hold its transaction: make it shorter, or raise `handler_limit`".to_owned()),
+        Some(10) => (true, "reading or writing the disk failed: look at the system's log".to_owned()),
+        Some(11) => (false, "it is damaged: stop what uses it, keep a copy, and restore a backup or try `sqlite3 FILE .recover`".to_owned()),
+        Some(13) => (true, "the disk is full: free some space, and it goes on by itself".to_owned()),
+        Some(14) => (true, "it cannot be opened: check that its folder exists and may be written to".to_owned()),
+        Some(26) => (false, "it is no SQLite file, or an encrypted one: give another path, or move it away".to_owned()),
+        _ => (!matches!(error, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)), String::new()),
+    };
+    let separator = if what.is_empty() { "" } else { ": " };
+    let text = format!("{file}{separator}{what} ({error})");
+    if passes { StoreError::Unavailable(text.into()) } else { StoreError::Refused(text) }
+}
+
+fn no_folder(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Refused(format!(
+        "{}: its folder cannot be used ({error}): create it, or give another path",
+        path.display()
+    ))
+}
+
+/// SQLite's locks do not work everywhere.
+#[cfg(target_os = "linux")]
+fn warn_of_network(folder: &Path) {
+    // From statfs(2): NFS, SMB, CIFS, SMB2, AFS, 9P, Ceph.
+    const REMOTE: [u32; 7] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x5346_414f, 0x0102_1997, 0x00c3_6400];
+    let Ok(stat) = rustix::fs::statfs(folder) else { return };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number of 32 bits")]
+    if REMOTE.contains(&(stat.f_type as u32)) {
+        tracing::warn!(folder = %folder.display(), "this is a network file system, where SQLite's locks are not reliable and a crash can damage the file: use a local disk");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn warn_of_network(_: &Path) {}
+
+/// A statement put together from parts that are all the library's own.
+pub(crate) fn assembled(sql: String) -> AssertSqlSafe<String> {
+    AssertSqlSafe(sql)
+}

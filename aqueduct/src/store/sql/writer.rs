@@ -1,0 +1,408 @@
+//! The one writer of a file: everything that this process writes goes through one connection, many works in one commit.
+//!
+//! A commit that waits for the disk costs as much as hundreds of rows, so what comes in while one is under way shares the
+//! next. Handlers borrow the connection one after another, each inside a savepoint. When one of a group cannot be committed
+//! the group is rolled back and everybody goes alone, so that nobody fails for another.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteTransactionManager as Transactions};
+use sqlx::{ConnectOptions, SqlSafeStr};
+use sqlx_core::transaction::TransactionManager;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::sqlite::{BUSY, explain, run};
+use super::turn::Turnstile;
+use crate::clock::{Boot, Clock};
+use crate::error::StoreError;
+use crate::outcome::BoxFuture;
+
+/// Works that wait for the writer; more make their senders wait.
+const QUEUE: usize = 1_024;
+
+/// Works in one commit.
+const GROUP_WORKS_MAX: usize = 256;
+
+/// Handlers in one commit.
+const GROUP_HANDLERS_MAX: usize = 100;
+
+/// A commit takes in nothing more after this.
+const GROUP_TIME: Duration = Duration::from_millis(50);
+
+/// Steps of SQLite's machine between two looks at the time: some 100 us.
+const STEPS_BETWEEN_LOOKS: i32 = 10_000;
+
+/// How long a handler's connection is waited for after its limit; then it is given up.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// What is to be written.
+pub(crate) trait Task: Send + 'static {
+    /// What is known when it is committed.
+    type Answer: Send + 'static;
+
+    /// Does it, inside a transaction. It may be called again when the transaction has failed, and then starts from the
+    /// beginning. An error rolls everything back that it did.
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;
+}
+
+/// Where works are handed in.
+pub(super) struct Writer {
+    queue: mpsc::Sender<Job>,
+    holder: Arc<Holder>,
+}
+
+/// Who has the connection.
+struct Holder {
+    /// The task of the handler that has it.
+    task: Mutex<Option<tokio::task::Id>>,
+    /// When its time is over; 0 while nobody has it.
+    until: AtomicU64,
+}
+
+enum Job {
+    Work(Box<dyn AnyTask>),
+    Handler(oneshot::Sender<Lent>),
+}
+
+/// A task with the way back to who waits for it.
+trait AnyTask: Send {
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+struct Pending<T: Task> {
+    task: T,
+    found: Option<T::Answer>,
+    back: oneshot::Sender<Result<T::Answer, StoreError>>,
+}
+
+impl<T: Task> AnyTask for Pending<T> {
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.found = Some(self.task.run(connection).await?);
+            Ok(())
+        })
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+        let Self { found, back, .. } = *self;
+        // Who does not wait any more does not need the answer.
+        let _ = back.send(committed.and_then(|()| found.ok_or_else(closed)));
+    }
+}
+
+/// The writing connection while a handler has it. Dropping it rolls back what the handler did.
+pub(crate) struct Lent {
+    connection: Option<SqliteConnection>,
+    back: Option<oneshot::Sender<Returned>>,
+    holder: Arc<Holder>,
+    /// When the handler must have given it back.
+    pub(crate) until: Instant,
+}
+
+struct Returned {
+    connection: SqliteConnection,
+    /// Who waits for the commit; nobody if it is to be rolled back.
+    keep: Option<oneshot::Sender<Result<(), StoreError>>>,
+}
+
+impl Lent {
+    pub(crate) fn connection(&mut self) -> Option<&mut SqliteConnection> {
+        self.connection.as_mut()
+    }
+
+    /// The running task has it from now on.
+    pub(crate) fn held_here(&self) {
+        *self.holder.task.lock() = tokio::task::try_id();
+    }
+
+    /// Keeps what the handler did, and answers when it is committed with that of the others.
+    pub(crate) async fn commit(mut self) -> Result<(), StoreError> {
+        let (keep, committed) = oneshot::channel();
+        self.give_back(Some(keep));
+        committed.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    fn give_back(&mut self, keep: Option<oneshot::Sender<Result<(), StoreError>>>) {
+        *self.holder.task.lock() = None;
+        self.holder.until.store(0, Ordering::Release);
+        if let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) {
+            // A writer that has gone has nothing to commit.
+            let _ = back.send(Returned { connection, keep });
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.give_back(None);
+    }
+}
+
+impl Writer {
+    pub(super) fn start(
+        path: &Path,
+        options: &SqliteConnectOptions,
+        changed: watch::Sender<u64>,
+        limit: Duration,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        let turnstile = Turnstile::open(path).map_err(|e| explain(path, e.into()))?;
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let holder = Arc::new(Holder { task: Mutex::new(None), until: AtomicU64::new(0) });
+        let worker = Worker {
+            jobs,
+            turnstile,
+            connection: None,
+            path: path.to_owned(),
+            options: options.clone(),
+            changed,
+            holder: Arc::clone(&holder),
+            limit,
+            clock,
+            alone: 0,
+        };
+        tokio::spawn(worker.work());
+        Ok(Self { queue, holder })
+    }
+
+    pub(super) async fn write<T: Task>(&self, task: T) -> Result<T::Answer, StoreError> {
+        let (back, answer) = oneshot::channel();
+        let job = Job::Work(Box::new(Pending { task, found: None, back }));
+        self.queue.send(job).await.map_err(|_| closed())?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    pub(super) async fn lend(&self) -> Result<Lent, StoreError> {
+        let (back, lent) = oneshot::channel();
+        self.queue.send(Job::Handler(back)).await.map_err(|_| closed())?;
+        lent.await.map_err(|_| unavailable("the writer could not begin a transaction for the handler"))
+    }
+
+    pub(super) fn is_held_here(&self) -> bool {
+        let holder = *self.holder.task.lock();
+        holder.is_some() && holder == tokio::task::try_id()
+    }
+}
+
+fn closed() -> StoreError {
+    unavailable("the file's writer has ended with its runtime")
+}
+
+fn unavailable(text: &str) -> StoreError {
+    StoreError::Unavailable(text.to_owned().into())
+}
+
+struct Worker {
+    jobs: mpsc::Receiver<Job>,
+    turnstile: Turnstile,
+    /// None while there is no usable one.
+    connection: Option<SqliteConnection>,
+    path: PathBuf,
+    options: SqliteConnectOptions,
+    changed: watch::Sender<u64>,
+    holder: Arc<Holder>,
+    limit: Duration,
+    clock: Clock,
+    /// So many handlers go alone, since they were in a group that failed.
+    alone: usize,
+}
+
+/// What of a group waits for its commit.
+#[derive(Default)]
+struct Group {
+    works: Vec<Box<dyn AnyTask>>,
+    handlers: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    lent: usize,
+}
+
+/// Why a group cannot be committed.
+enum Failed {
+    /// A work: the others are not to suffer from it.
+    Work(Box<dyn AnyTask>, StoreError),
+    /// The transaction as a whole.
+    All(StoreError),
+}
+
+impl Worker {
+    async fn work(mut self) {
+        while let Some(first) = self.jobs.recv().await {
+            self.group(first).await;
+        }
+    }
+
+    /// One commit, and what must go alone if it fails.
+    async fn group(&mut self, first: Job) {
+        let mut group = Group::default();
+        let failed = match self.turn_and_begin().await {
+            Err(error) => {
+                // What came first bears the news; it is tried again from outside.
+                return match first {
+                    Job::Work(work) => work.answer(Err(error)),
+                    Job::Handler(_) => {}
+                };
+            }
+            Ok(_turn) => match self.fill(first, &mut group).await {
+                Ok(()) => match self.commit().await {
+                    Ok(()) => return self.committed(group),
+                    Err(error) => Failed::All(error),
+                },
+                Err(failed) => failed,
+            },
+        };
+        self.roll_back().await;
+        self.one_by_one(group, failed).await;
+    }
+
+    fn committed(&mut self, group: Group) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+        group.works.into_iter().for_each(|work| work.answer(Ok(())));
+        group.handlers.into_iter().for_each(|handler| drop(handler.send(Ok(()))));
+    }
+
+    /// Runs the first job and those that come while it runs.
+    async fn fill(&mut self, first: Job, group: &mut Group) -> Result<(), Failed> {
+        let began = Instant::now();
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            match job {
+                Job::Work(mut work) => {
+                    let Some(connection) = &mut self.connection else { return Err(Failed::All(closed())) };
+                    if let Err(error) = work.run(connection).await {
+                        return Err(Failed::Work(work, error));
+                    }
+                    group.works.push(work);
+                }
+                Job::Handler(borrower) => {
+                    group.lent += 1;
+                    self.alone = self.alone.saturating_sub(1);
+                    group.handlers.extend(self.lend(borrower).await.map_err(Failed::All)?);
+                }
+            }
+            let full = group.works.len() >= GROUP_WORKS_MAX
+                || group.lent >= GROUP_HANDLERS_MAX
+                || group.lent > 0 && self.alone > 0;
+            if !full && began.elapsed() < GROUP_TIME {
+                next = self.jobs.try_recv().ok();
+            }
+        }
+        Ok(())
+    }
+
+    /// Lends the connection to one handler, inside a savepoint. Answers who waits for the commit, if it is to be kept.
+    async fn lend(
+        &mut self,
+        borrower: oneshot::Sender<Lent>,
+    ) -> Result<Option<oneshot::Sender<Result<(), StoreError>>>, StoreError> {
+        let Some(mut connection) = self.connection.take() else { return Err(closed()) };
+        if let Err(error) = run("savepoint aq_handler", &mut connection).await {
+            return Err(explain(&self.path, error));
+        }
+        let (back, returned) = oneshot::channel();
+        self.holder.until.store(self.clock.boot().after(self.limit).0, Ordering::Release);
+        let until = Instant::now() + self.limit;
+        let lent = Lent { connection: Some(connection), back: Some(back), holder: Arc::clone(&self.holder), until };
+        // A borrower that has gone drops it, which gives it back.
+        drop(borrower.send(lent));
+        let returned = match tokio::time::timeout(self.limit + GRACE, returned).await {
+            Ok(Ok(returned)) => returned,
+            _ => return Err(unavailable("a handler did not give its transaction back")),
+        };
+        let connection = self.connection.insert(returned.connection);
+        if Transactions::get_transaction_depth(connection) != 1 {
+            return Err(unavailable("a handler left a transaction open inside its own, or ended the one around it"));
+        }
+        let end =
+            if returned.keep.is_some() { "release aq_handler" } else { "rollback to aq_handler; release aq_handler" };
+        run(end, connection).await.map_err(|e| explain(&self.path, e))?;
+        Ok(returned.keep)
+    }
+
+    /// After a group has failed: everybody whose work can be repeated here goes alone, and handlers run again.
+    async fn one_by_one(&mut self, group: Group, failed: Failed) {
+        self.alone = self.alone.max(group.lent);
+        let error = match failed {
+            Failed::Work(work, error) => {
+                work.answer(Err(error));
+                unavailable("another write in the same commit was refused; the handler runs again")
+            }
+            Failed::All(error) => error,
+        };
+        let text = format!("the commit failed, and the handler runs again: {error}");
+        group.handlers.into_iter().for_each(|handler| drop(handler.send(Err(unavailable(&text)))));
+        let single = group.works.len() == 1 && group.lent == 0;
+        for mut work in group.works {
+            let answer = if single { Err(unavailable(&error.to_string())) } else { self.single(&mut *work).await };
+            work.answer(answer);
+        }
+    }
+
+    async fn single(&mut self, work: &mut dyn AnyTask) -> Result<(), StoreError> {
+        let _turn = self.turn_and_begin().await?;
+        let Some(connection) = &mut self.connection else { return Err(closed()) };
+        let done = match work.run(connection).await {
+            Ok(()) => self.commit().await,
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => self.changed.send_modify(|n| *n = n.wrapping_add(1)),
+            Err(_) => self.roll_back().await,
+        }
+        done
+    }
+
+    /// Waits for the turn to write, and begins a transaction.
+    async fn turn_and_begin(&mut self) -> Result<super::turn::Turn, StoreError> {
+        let turn = self.turnstile.enter(BUSY).await.map_err(|e| self.turn_failed(e))?;
+        if self.connection.is_none() {
+            self.connection = Some(self.connect().await.map_err(|e| explain(&self.path, e))?);
+        }
+        let Some(connection) = &mut self.connection else { return Err(closed()) };
+        if let Err(error) = Transactions::begin(connection, Some("begin immediate".into_sql_str())).await {
+            self.connection = None;
+            return Err(explain(&self.path, error));
+        }
+        Ok(turn)
+    }
+
+    fn turn_failed(&self, error: std::io::Error) -> StoreError {
+        if error.kind() == std::io::ErrorKind::TimedOut {
+            let text =
+                format!("{}: another process has been writing for {BUSY:?}: is it stopped?", self.path.display());
+            return StoreError::Unavailable(text.into());
+        }
+        explain(&self.path, error.into())
+    }
+
+    /// A connection that stops a handler's statement when its time is over.
+    async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
+        let mut connection = self.options.connect().await?;
+        let (holder, clock) = (Arc::clone(&self.holder), self.clock.clone());
+        let goes_on = move || match holder.until.load(Ordering::Acquire) {
+            0 => true,
+            until => clock.boot() < Boot(until),
+        };
+        connection.lock_handle().await?.set_progress_handler(STEPS_BETWEEN_LOOKS, goes_on);
+        Ok(connection)
+    }
+
+    async fn commit(&mut self) -> Result<(), StoreError> {
+        let Some(connection) = &mut self.connection else { return Err(closed()) };
+        Transactions::commit(connection).await.map_err(|e| explain(&self.path, e))
+    }
+
+    /// Leaves no transaction open: if that cannot be had by asking, the connection is closed.
+    async fn roll_back(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            // Fails where SQLite has rolled back already, and leaves nothing open then; else closing it does.
+            if Transactions::rollback(connection).await.is_err() {
+                self.connection = None;
+            }
+        }
+    }
+}
