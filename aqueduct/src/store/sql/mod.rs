@@ -5,6 +5,7 @@
 
 pub(crate) mod codec;
 pub(crate) mod dialect;
+pub(crate) mod log;
 pub(crate) mod sqlite;
 mod turn;
 pub(crate) mod writer;
