@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aqueduct::broker::{Arrival, Broker, Membership, Room, Settle, Start, Subscription};
-use aqueduct::sqlite::{Retention, SqliteBroker, SqliteFile};
+use aqueduct::sqlite::{Retention, SqliteBroker, SqliteFile, SqliteOptions};
 use aqueduct::testing::broker_suite::{self, Ground};
 use aqueduct::{BrokerError, Message, Partition, Position, Topic};
 use tempfile::TempDir;
 
 /// A broker on a file of its own; the folder goes with the test.
 async fn fresh() -> (TempDir, SqliteBroker) {
+    with(|options| options).await
+}
+
+async fn with(set: impl FnOnce(SqliteOptions) -> SqliteOptions) -> (TempDir, SqliteBroker) {
     let folder = tempfile::tempdir().unwrap();
-    let broker = SqliteBroker::open(folder.path().join("aqueduct.db")).await.unwrap();
-    (folder, broker)
+    let file = set(SqliteFile::options(folder.path().join("aqueduct.db"))).open().await.unwrap();
+    (folder, SqliteBroker::new(&file))
 }
 
 async fn ground(case: &'static str, folders: &std::cell::RefCell<Vec<TempDir>>) -> Ground {
@@ -32,9 +36,8 @@ async fn it_passes_the_suite() {
 async fn it_passes_the_suite_on_several_threads_with_topics_that_must_exist() {
     let folders = std::cell::RefCell::<Vec<TempDir>>::default();
     broker_suite::run(async |case| {
-        let (folder, broker) = fresh().await;
+        let (folder, broker) = with(SqliteOptions::require_topics).await;
         folders.borrow_mut().push(folder);
-        let broker = broker.require_topics();
         broker.declare(case).await.unwrap();
         let mut ground = Ground::new(Arc::new(broker), case, case);
         ground.missing = Some("missing".into());
@@ -92,8 +95,7 @@ async fn a_pattern_joins_topics_that_are_there_and_those_that_come() {
 
 #[tokio::test]
 async fn a_consumer_may_start_at_a_time() {
-    let (_folder, broker) = fresh().await;
-    let broker = broker.partitions(1);
+    let (_folder, broker) = with(|options| options.partitions(1)).await;
     publish(&broker, (0..50).map(|n| message("orders", "k", format!("old {n}"))).collect()).await;
     let mut time = broker.file().path().metadata().unwrap().modified().unwrap().into();
     // Times are whole milliseconds: wait for the next one by looking at what is stored.
@@ -124,8 +126,7 @@ async fn stored_at(member: &dyn Membership) -> Option<aqueduct::Timestamp> {
 
 #[tokio::test]
 async fn retention_keeps_what_a_consumer_has_not_settled_unless_told() {
-    let (_folder, broker) = fresh().await;
-    let broker = broker.partitions(1);
+    let (_folder, broker) = with(|options| options.partitions(1)).await;
     publish(&broker, (0..1_200).map(|n| message("orders", "k", format!("{n:0>1000}"))).collect()).await;
     let member = join(&broker, &["orders"]).await;
     bodies(&*member, 1_200).await;

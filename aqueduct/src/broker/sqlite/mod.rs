@@ -20,14 +20,11 @@ use crate::message::Message;
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
 use crate::store::sql::log::{Append, Appended, TopicEntry, create_topic, find_topic};
-use crate::store::sql::sqlite::SqliteFile;
+use crate::store::sql::sqlite::{PARTITIONS, SqliteFile};
 use crate::store::sql::writer::Task;
 use crate::topic::{Text, Topic};
 
 pub use retention::Retention;
-
-/// How many partitions a topic gets unless its creator says otherwise.
-const PARTITIONS: u32 = 16;
 
 /// A durable broker in an [`SqliteFile`]: for development, tests, edge and small services, without a server.
 ///
@@ -58,19 +55,13 @@ pub struct SqliteBroker(Arc<Shared>);
 
 struct Shared {
     file: SqliteFile,
-    options: Options,
+    /// How long joining waits for another instance.
+    wait: Duration,
     /// Topics that are known to be in the file, where they stay.
     topics: Mutex<BTreeMap<Topic, TopicEntry>>,
     /// Where the next message without a key goes.
     turn: AtomicU64,
     retention: Mutex<Option<tokio::task::AbortHandle>>,
-}
-
-#[derive(Clone, Debug)]
-struct Options {
-    partitions: u32,
-    require_topics: bool,
-    wait: Duration,
 }
 
 impl Drop for Shared {
@@ -84,8 +75,7 @@ impl Drop for Shared {
 impl SqliteBroker {
     /// The broker in a file.
     pub fn new(file: &SqliteFile) -> Self {
-        let options = Options { partitions: PARTITIONS, require_topics: false, wait: Duration::from_secs(1) };
-        Self::with(file.clone(), options)
+        Self::with(file.clone(), Duration::from_secs(1))
     }
 
     /// The broker in the file at this path, which is created unless it exists.
@@ -93,9 +83,9 @@ impl SqliteBroker {
         SqliteFile::open(path).await.map(|file| Self::new(&file))
     }
 
-    fn with(file: SqliteFile, options: Options) -> Self {
+    fn with(file: SqliteFile, wait: Duration) -> Self {
         let (topics, turn) = (Mutex::default(), AtomicU64::new(0));
-        Self(Arc::new(Shared { file, options, topics, turn, retention: Mutex::default() }))
+        Self(Arc::new(Shared { file, wait, topics, turn, retention: Mutex::default() }))
     }
 
     /// The file it is in.
@@ -103,21 +93,10 @@ impl SqliteBroker {
         &self.0.file
     }
 
-    /// How many partitions a topic gets that publishing or joining creates; 0 counts as 1. A topic that exists keeps what
-    /// it has. Defaults to 16.
-    pub fn partitions(self, count: u32) -> Self {
-        Self::with(self.0.file.clone(), Options { partitions: count.max(1), ..self.0.options.clone() })
-    }
-
     /// How long joining waits for another instance of the consumer before it says who that is; a service tries again until
     /// it is stopped. Defaults to 1 s.
     pub fn wait(self, patience: Duration) -> Self {
-        Self::with(self.0.file.clone(), Options { wait: patience, ..self.0.options.clone() })
-    }
-
-    /// Refuses topics that were not [declared](Self::declare). Defaults to creating them.
-    pub fn require_topics(self) -> Self {
-        Self::with(self.0.file.clone(), Options { require_topics: true, ..self.0.options.clone() })
+        Self::with(self.0.file.clone(), patience)
     }
 
     /// What is deleted from the log, and when: once a minute from now on, for as long as this broker or a clone of it
@@ -141,7 +120,7 @@ impl SqliteBroker {
     pub async fn declare(&self, topic: impl Into<Topic>) -> Result<(), BrokerError> {
         let topic = topic.into();
         topic.check()?;
-        let task = Find { topic: topic.clone(), create: Some(self.0.options.partitions), file: self.0.file.clone() };
+        let task = Find { topic: topic.clone(), create: Some(self.0.file.create().unwrap_or(PARTITIONS)), file: self.0.file.clone() };
         if let Some(entry) = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))? {
             self.0.topics.lock().insert(topic, entry);
         }
@@ -180,7 +159,6 @@ impl SqliteBroker {
         let task = AppendAll {
             messages,
             topics: self.0.topics.lock().clone(),
-            create: (!self.0.options.require_topics).then_some(self.0.options.partitions),
             turn: self.0.turn.fetch_add(count as u64, Ordering::Relaxed),
             file: self.0.file.clone(),
         };
@@ -199,8 +177,7 @@ impl SqliteBroker {
         if let Some(entry) = known {
             return Ok(entry);
         }
-        let create = (!self.0.options.require_topics).then_some(self.0.options.partitions);
-        let task = Find { topic: topic.clone(), create, file: self.0.file.clone() };
+        let task = Find { topic: topic.clone(), create: self.0.file.create(), file: self.0.file.clone() };
         let found = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))?;
         let entry = found.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })?;
         self.0.topics.lock().insert(topic.clone(), entry.clone());
@@ -271,7 +248,6 @@ fn broker_error(error: &StoreError) -> BrokerError {
 struct AppendAll {
     messages: Vec<Message>,
     topics: BTreeMap<Topic, TopicEntry>,
-    create: Option<u32>,
     turn: u64,
     file: SqliteFile,
 }
@@ -281,8 +257,8 @@ impl Task for AppendAll {
 
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Appended, StoreError>> {
         Box::pin(async move {
-            let Self { messages, topics, create, turn, file } = self;
-            let append = Append { messages, topics, create: *create, turn: *turn, now: file.clock().now() };
+            let Self { messages, topics, turn, file } = self;
+            let append = Append { messages, topics, create: file.create(), turn: *turn, now: file.clock().now() };
             append.run(connection).await.map_err(|e| file.explain(e))
         })
     }
