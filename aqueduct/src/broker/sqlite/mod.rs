@@ -120,7 +120,11 @@ impl SqliteBroker {
     pub async fn declare(&self, topic: impl Into<Topic>) -> Result<(), BrokerError> {
         let topic = topic.into();
         topic.check()?;
-        let task = Find { topic: topic.clone(), create: Some(self.0.file.create().unwrap_or(PARTITIONS)), file: self.0.file.clone() };
+        let task = Find {
+            topic: topic.clone(),
+            create: Some(self.0.file.create().unwrap_or(PARTITIONS)),
+            file: self.0.file.clone(),
+        };
         if let Some(entry) = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))? {
             self.0.topics.lock().insert(topic, entry);
         }

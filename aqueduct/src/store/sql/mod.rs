@@ -6,8 +6,14 @@
 pub(crate) mod codec;
 pub(crate) mod dialect;
 pub(crate) mod log;
+mod outbox;
 pub(crate) mod sqlite;
+pub(crate) mod store;
 mod turn;
+pub(crate) mod tx;
 pub(crate) mod writer;
 
+pub use outbox::Outbox;
 pub use sqlite::{SqliteFile, SqliteOptions};
+pub use store::SqliteStore;
+pub use tx::{SqliteTx, Tx, TxDatabase};

@@ -144,6 +144,16 @@ impl SqliteFile {
         &self.0.path
     }
 
+    /// Resolves at the first commit of this process after this call, whether it was awaited by then or not: call it, look
+    /// into the file, and await it if what you look for is not there yet.
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.changes();
+        async move {
+            // An error means that the file is closed: nothing will change.
+            let _ = changes.changed().await;
+        }
+    }
+
     /// How many partitions a new topic gets; none if topics must be declared.
     pub(crate) fn create(&self) -> Option<u32> {
         self.0.create
