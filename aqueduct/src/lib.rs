@@ -90,6 +90,7 @@ mod router;
 /// The embedded broker and store in one SQLite file (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
+    pub use crate::broker::sqlite::{ChildRecord, Children};
     pub use crate::store::sql::{SqliteFile, SqliteOptions};
 }
 pub mod store;

@@ -15,6 +15,8 @@ use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Partition, Position, Text, Topic};
 
 pub mod memory;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;
 
 pub use crate::clock::Lease;
 pub use memory::MemoryBroker;

@@ -10,3 +10,4 @@ mod turn;
 pub(crate) mod writer;
 
 pub use sqlite::{SqliteFile, SqliteOptions};
+pub(crate) use turn::try_lock;
