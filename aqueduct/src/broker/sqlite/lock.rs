@@ -65,7 +65,7 @@ impl ConsumerLock {
         let (line, owner) = Record { pid, start: start_of(pid), deadline: 0 }.line(here());
         let taken = Mutex::new(vec![true]);
         write_slot(&file, 0, &line)?;
-        inherit(&file)?;
+        let file = inheritable(file)?;
         Ok(Ok(Self(Arc::new(Locked { file, owner, taken }))))
     }
 
@@ -382,15 +382,20 @@ fn holders(_: &Path) -> Vec<u32> {
     Vec::new()
 }
 
-/// Lets programs that this process starts inherit the lock.
+/// Lets programs that this process starts inherit the lock, under a number that no script uses for something else: a shell
+/// that opens its own file as 3 would close the lock.
 #[cfg(unix)]
-fn inherit(file: &File) -> io::Result<()> {
-    Ok(rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty())?)
+fn inheritable(file: File) -> io::Result<File> {
+    use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+    const NUMBER_MIN: i32 = 64;
+    let file = fcntl_dupfd_cloexec(&file, NUMBER_MIN).map_or(file, File::from);
+    fcntl_setfd(&file, FdFlags::empty())?;
+    Ok(file)
 }
 
 #[cfg(not(unix))]
-fn inherit(_: &File) -> io::Result<()> {
-    Ok(())
+fn inheritable(file: File) -> io::Result<File> {
+    Ok(file)
 }
 
 #[cfg(unix)]
@@ -500,13 +505,14 @@ mod tests {
         }
 
         impl Other {
-            /// Starts it with a script for its program: in a group of its own, recorded?
-            fn start(database: &Path, script: &str, group: bool, record: bool) -> Self {
+            /// Starts it and its program. `how` may say `group`, that the program leads one; `record`; and `before`, that it
+            /// starts before the lock is taken and so does not have it.
+            fn start(database: &Path, how: &str, program: &[&str]) -> Self {
                 let (output, stdout) = std::io::pipe().unwrap();
                 let name = format!("{}::owner", module_path!()).replacen("aqueduct::", "", 1);
                 let mut process = Command::new(std::env::current_exe().unwrap())
                     .args(["--exact", &name, "--ignored", "--nocapture"])
-                    .env(SETUP, format!("{}|{script}|{group}|{record}", database.display()))
+                    .env(SETUP, format!("{}|{how}|{}", database.display(), program.join("|")))
                     .stdin(Stdio::piped())
                     .stdout(stdout)
                     .spawn()
@@ -554,17 +560,21 @@ mod tests {
         #[ignore = "a part of other tests, which run it in a process of its own"]
         fn owner() {
             let Ok(setup) = std::env::var(SETUP) else { return };
-            let [database, script, group, record] = setup.split('|').collect::<Vec<_>>()[..] else { panic!("{setup}") };
-            let lock = ConsumerLock::try_take(Path::new(database), "orders").unwrap().unwrap();
-            let mut command = Command::new("sh");
-            if group == "true" {
+            let [database, how, program @ ..] = &setup.split('|').collect::<Vec<_>>()[..] else { panic!("{setup}") };
+            let take = || ConsumerLock::try_take(Path::new(database), "orders").unwrap().unwrap();
+            let mut command = Command::new(program[0]);
+            command.args(&program[1..]).env_remove(SETUP);
+            if how.contains("group") {
                 command.process_group(0);
             }
-            let mut program = command.args(["-c", script]).env_remove(SETUP).spawn().unwrap();
+            let early = (!how.contains("before")).then(take);
+            let mut program = command.spawn().unwrap();
+            let lock = early.unwrap_or_else(take);
             let deadline = Timestamp::from_unix_ms(LATE - 1);
-            let _record = (record == "true").then(|| lock.children().record(program.id(), deadline).unwrap());
+            let record = how.contains("record").then(|| lock.children().record(program.id(), deadline).unwrap());
             println!("\n@program {}", program.id());
             program.wait().unwrap();
+            drop(record);
         }
 
         fn try_take(database: &Path) -> Result<ConsumerLock, Held> {
@@ -575,7 +585,7 @@ mod tests {
         fn wait_until_free(database: &Path) {
             let file = File::open(lock_path(database, "orders")).unwrap();
             let (done, wait) = mpsc::channel();
-            std::thread::spawn(move || done.send(file.lock()));
+            std::thread::spawn(move || done.send(file.lock().and_then(|()| file.unlock())));
             wait.recv_timeout(Duration::from_mins(1)).expect("the lock becomes free").unwrap();
         }
 
@@ -596,7 +606,7 @@ mod tests {
         #[test]
         fn an_owner_that_lives_is_named_and_its_programs_are_let_be() {
             let (_folder, database) = database();
-            let mut other = Other::start(&database, "exec cat", true, true);
+            let mut other = Other::start(&database, "group record", &["cat"]);
             other.pids(["@program"]);
             let held = try_take(&database).unwrap_err();
             let (pid, text) = (other.process.id(), held.to_string());
@@ -611,7 +621,7 @@ mod tests {
         #[test]
         fn orphans_hold_the_lock_until_they_have_ended() {
             let (_folder, database) = database();
-            let mut other = Other::start(&database, "exec cat", false, false);
+            let mut other = Other::start(&database, "", &["cat"]);
             let ([program], owner) = (other.pids(["@program"]), other.kill());
             let held = try_take(&database).unwrap_err();
             let text = held.to_string();
@@ -622,12 +632,12 @@ mod tests {
         }
 
         /// A shell in front of another program; both hold the lock.
-        const TWO: &str = "exec 3<&0; cat <&3 & echo @second $!; wait";
+        const TWO: [&str; 3] = ["sh", "-c", "exec 3<&0; cat <&3 & exec 3<&-; echo @second $!; wait"];
 
         #[test]
         fn an_overdue_orphan_ends_with_its_group() {
             let (_folder, database) = database();
-            let mut other = Other::start(&database, TWO, true, true);
+            let mut other = Other::start(&database, "group record", &TWO);
             let ([program, second], _) = (other.pids(["@program", "@second"]), other.kill());
             let held = try_take(&database).unwrap_err();
             let text = held.to_string();
@@ -642,7 +652,7 @@ mod tests {
         #[test]
         fn an_overdue_orphan_in_the_group_of_this_process_ends_alone() {
             let (_folder, database) = database();
-            let mut other = Other::start(&database, TWO, false, true);
+            let mut other = Other::start(&database, "record", &TWO);
             let ([program, second], _) = (other.pids(["@program", "@second"]), other.kill());
             assert_eq!(end_overdue(&try_take(&database).unwrap_err(), LATE), [program]);
             assert!(running(second).is_some());
@@ -653,7 +663,7 @@ mod tests {
         #[test]
         fn another_process_with_the_pid_of_an_orphan_is_not_touched() {
             let (_folder, database) = database();
-            let mut other = Other::start(&database, "exec cat", true, true);
+            let mut other = Other::start(&database, "group record", &["cat"]);
             let ([program], _) = (other.pids(["@program"]), other.kill());
             let path = lock_path(&database, "orders");
             let file = File::options().read(true).write(true).open(path).unwrap();
@@ -680,12 +690,11 @@ mod tests {
         #[test]
         fn a_recorded_orphan_counts_without_the_lock() {
             let (_folder, database) = database();
-            let closed = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; echo @closed $$; exec cat";
-            let mut other = Other::start(&database, closed, true, true);
-            let ([program, _], _) = (other.pids(["@program", "@closed"]), other.kill());
+            let mut other = Other::start(&database, "before group record", &["cat"]);
+            let ([program], _) = (other.pids(["@program"]), other.kill());
             wait_until_free(&database);
             let held = try_take(&database).unwrap_err();
-            assert!(held.to_string().contains(&format!("`cat` (pid {program}, until")), "{held}");
+            assert!(held.to_string().contains(&format!("(pid {program}, until")), "{held}");
             wait_until_free(&database);
             assert_eq!(end_overdue(&held, LATE), [program]);
             assert_eq!(other.output.read_line(&mut String::new()).unwrap(), 0);
