@@ -90,7 +90,7 @@ mod router;
 /// The embedded broker and store in one SQLite file (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
-    pub use crate::broker::sqlite::{Retention, SqliteBroker};
+    pub use crate::broker::sqlite::{ChildRecord, Children, Retention, SqliteBroker};
     pub use crate::store::sql::{SqliteFile, SqliteOptions, SqliteStore, SqliteTx, TxDatabase};
     /// The database of [`Tx`](crate::Tx).
     pub use sqlx::Sqlite;

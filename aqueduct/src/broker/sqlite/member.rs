@@ -99,6 +99,7 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
     }
     let file = broker.0.file.clone();
     let lock = take_lock(&file, &consumer, broker.0.wait).await?;
+    broker.0.children.lock().insert(consumer.clone(), lock.children());
     let changes = file.changes();
     let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
     let names = topic_names(&mut connection).await.map_err(|e| broker_error(&file.explain(e)))?;

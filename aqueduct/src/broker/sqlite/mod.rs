@@ -24,6 +24,7 @@ use crate::store::sql::sqlite::{PARTITIONS, SqliteFile};
 use crate::store::sql::writer::Task;
 use crate::topic::{Text, Topic};
 
+pub use lock::{ChildRecord, Children};
 pub use retention::Retention;
 
 /// A durable broker in an [`SqliteFile`]: for development, tests, edge and small services, without a server.
@@ -62,6 +63,8 @@ struct Shared {
     /// Where the next message without a key goes.
     turn: AtomicU64,
     retention: Mutex<Option<tokio::task::AbortHandle>>,
+    /// Of the consumers that were joined here, where the programs of their handlers are recorded.
+    children: Mutex<BTreeMap<Text, Children>>,
 }
 
 impl Drop for Shared {
@@ -85,7 +88,7 @@ impl SqliteBroker {
 
     fn with(file: SqliteFile, wait: Duration) -> Self {
         let (topics, turn) = (Mutex::default(), AtomicU64::new(0));
-        Self(Arc::new(Shared { file, wait, topics, turn, retention: Mutex::default() }))
+        Self(Arc::new(Shared { file, wait, topics, turn, retention: Mutex::default(), children: Mutex::default() }))
     }
 
     /// The file it is in.
@@ -129,6 +132,12 @@ impl SqliteBroker {
             self.0.topics.lock().insert(topic, entry);
         }
         Ok(())
+    }
+
+    /// Where the programs are recorded that handlers of this consumer start; none if it was not joined by this broker or a
+    /// clone of it.
+    pub fn children(&self, consumer: &str) -> Option<Children> {
+        self.0.children.lock().get(&Text::from(consumer)).cloned()
     }
 
     /// Forgets a consumer that is gone for good: up to where it had settled, so that retention does not wait for it any

@@ -16,4 +16,5 @@ pub(crate) mod writer;
 pub use outbox::Outbox;
 pub use sqlite::{SqliteFile, SqliteOptions};
 pub use store::SqliteStore;
+pub(crate) use turn::try_lock;
 pub use tx::{SqliteTx, Tx, TxDatabase};
