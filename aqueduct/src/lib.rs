@@ -90,7 +90,7 @@ mod router;
 /// The embedded broker and store in one SQLite file (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
-    pub use crate::store::sql::{SqliteFile, SqliteOptions};
+    pub use crate::store::sql::{SqliteFile, SqliteOptions, SqliteStore};
 }
 pub mod store;
 pub mod telemetry;

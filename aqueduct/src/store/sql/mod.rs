@@ -4,9 +4,15 @@
 //! through the few calls of `dialect`.
 
 pub(crate) mod codec;
+mod commands;
 pub(crate) mod dialect;
+mod lookup;
+mod ops;
+mod rows;
 pub(crate) mod sqlite;
+mod store;
 mod turn;
 pub(crate) mod writer;
 
 pub use sqlite::{SqliteFile, SqliteOptions};
+pub use store::SqliteStore;
