@@ -42,16 +42,17 @@ create table aq_floors (
     primary key (consumer, topic, number)
 ) without rowid;
 
--- The store: one shard for each consumer and partition, with its fence.
+-- The store: one shard for each consumer and partition, with its fence: null until somebody has taken over.
 create table aq_shards (
     id integer primary key,
     consumer text not null,
     topic text not null,
     number integer not null,
-    epoch integer not null,
+    epoch integer,
     unique (consumer, topic, number)
 );
--- The lanes that have rows of any kind. The head is the first row that holds the lane; due unless it is dead.
+-- The lanes that have rows of any kind. The head is the first row that holds the lane; due unless it is dead. The mark is
+-- the highest position of a dead or discarded row.
 create table aq_lanes (
     shard integer not null,
     lane integer not null,
@@ -61,8 +62,9 @@ create table aq_lanes (
     mark integer,
     primary key (shard, lane)
 ) without rowid;
-create index aq_lanes_due on aq_lanes (shard, next_at) where next_at is not null;
--- Parked events and dead letters. State: 0 parked, 1 dead and passed, 2 dead and blocking, 3 discarded.
+create index aq_lanes_due on aq_lanes (shard, next_at, head_position, head_index) where next_at is not null;
+-- Parked events and dead letters. State: 0 parked, 1 dead and passed, 2 dead and blocking, 3 discarded. Key, source, id and
+-- type of the event are for people and for queries; the event itself is in the content.
 create table aq_rows (
     id integer primary key,
     shard integer not null,
@@ -85,8 +87,9 @@ create table aq_rows (
     version integer not null
 );
 create unique index aq_rows_place on aq_rows (shard, position, idx);
-create index aq_rows_lane on aq_rows (shard, lane, position, idx);
-create index aq_rows_discarded on aq_rows (shard, position) where state = 3;
+create index aq_rows_lane on aq_rows (shard, lane, state, position, idx);
+create index aq_rows_dead on aq_rows (shard, position, idx) where state in (1, 2);
+create index aq_rows_discarded on aq_rows (shard, position, lane) where state = 3;
 create index aq_rows_identity on aq_rows (source, event_id);
 -- What operators asked for, and what became of it: also the audit trail. State: 0 waiting, 1 done, 2 refused.
 create table aq_commands (

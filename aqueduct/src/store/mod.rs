@@ -172,6 +172,54 @@ impl Row {
     pub fn holds(&self) -> bool {
         matches!(self.state, RowState::Parked | RowState::Dead(Hold::Block))
     }
+
+    /// The row in its version.
+    pub(crate) fn named(&self) -> RowRef {
+        RowRef { place: self.place, lane: self.lane, version: self.version }
+    }
+
+    /// True if this update was made before: the row remembers its failure as the last one, in the version that it led to.
+    pub(crate) fn has_failed(&self, row: RowRef, failure: &Failure) -> bool {
+        let after = RowRef { version: row.version.wrapping_add(1), ..row };
+        self.named() == after && self.history.back() == Some(failure)
+    }
+
+    /// Changes the row after a failed attempt.
+    pub(crate) fn fail(&mut self, failure: &Failure, to: Next) {
+        self.version = self.version.wrapping_add(1);
+        self.attempts = self.attempts.saturating_add(1);
+        self.replay = false;
+        self.remember(failure.clone());
+        match to {
+            Next::Retry(at) => (self.state, self.next_at) = (RowState::Parked, at),
+            Next::Dead(hold) => self.state = RowState::Dead(hold),
+        }
+    }
+
+    /// Does to the row what an operator wants, or says why it cannot be done.
+    pub(crate) fn act(&mut self, action: &Action, now: Timestamp) -> Result<(), String> {
+        match action {
+            Action::Replay => {
+                (self.state, self.next_at) = (RowState::Parked, now);
+                (self.attempts, self.replay) = (0, true);
+            }
+            Action::Skip if self.state == RowState::Dead(Hold::Block) => self.state = RowState::Dead(Hold::Skip),
+            Action::Skip => {
+                let state = self.state;
+                return Err(format!("only a dead letter that blocks can be skipped, and this row is {state:?}"));
+            }
+            Action::Discard => self.state = RowState::Discarded,
+            Action::Edit(event) if event.key.as_ref() == self.content.key() => {
+                self.content = Content::Event(event.clone());
+            }
+            Action::Edit(event) => {
+                let (old, new) = (self.content.key(), event.key.as_ref());
+                return Err(format!("an edit keeps the key: the row has {old:?} and the new event has {new:?}"));
+            }
+        }
+        self.version = self.version.wrapping_add(1);
+        Ok(())
+    }
 }
 
 /// What a row carries.
@@ -315,6 +363,21 @@ pub struct RowRef {
     pub version: u32,
 }
 
+impl RowRef {
+    /// Nothing if what stands at the place is of this lane and in this version, else what is there instead.
+    pub(crate) fn check(self, found: Option<(LaneId, u32)>) -> Result<(), String> {
+        let Self { place, lane, version } = self;
+        match found {
+            None => Err(format!("there is no row at {place:?}: it was finished or never parked")),
+            Some((found, _)) if found != lane => Err(format!("the row at {place:?} is of {found:?}, not of {lane:?}")),
+            Some((_, found)) if found != version => {
+                Err(format!("the row at {place:?} has version {found} by now, not {version}: look at it again"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
 /// What becomes of a row after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -411,7 +474,7 @@ pub struct Command {
 impl Command {
     /// A command about a listed row, in the version listed.
     pub fn new(on: &Listed, action: Action, who: impl Into<Text>, why: impl Into<Text>) -> Self {
-        let row = RowRef { place: on.row.place, lane: on.row.lane, version: on.row.version };
+        let row = on.row.named();
         let (consumer, partition) = (on.consumer.clone(), on.partition.clone());
         Self { consumer, partition, row, action, who: who.into(), why: why.into() }
     }

@@ -9,10 +9,23 @@ use aqueduct::store::{Claim, Content, Late, MemoryStore, Op, Row, RowRef, Store}
 use aqueduct::testing::broker_suite::{self, Ground};
 use aqueduct::testing::store_suite;
 use aqueduct::{BrokerError, Clock, Epoch, Event, Message, Partition, Place, Position, StoreError, Timestamp, Topic};
+use proptest::prelude::*;
+
+use crate::store_model;
 
 #[tokio::test]
 async fn the_memory_store_keeps_the_contract_of_stores() {
     store_suite::run(async |_case| Arc::new(MemoryStore::new()) as _).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    #[test]
+    fn any_sequence_of_operations_leaves_the_memory_store_as_it_leaves_the_model(steps in store_model::steps()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(store_model::compare(&MemoryStore::new(), steps))?;
+    }
 }
 
 async fn run(broker: impl Fn() -> MemoryBroker) {

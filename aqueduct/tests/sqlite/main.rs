@@ -3,4 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
 mod broker;
+mod damage;
+mod store;
+#[path = "../it/store_model.rs"]
+mod store_model;
 mod tx;

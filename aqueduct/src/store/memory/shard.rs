@@ -6,8 +6,7 @@ use std::ops::Bound;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::store::{
-    Action, Applied, Claim, CommandId, Content, Due, Failure, Hold, Late, Next, Query, Row, RowRef, RowState,
-    StoredLane, TakeOver,
+    Action, Applied, Claim, CommandId, Due, Failure, Late, Next, Query, Row, RowRef, RowState, StoredLane, TakeOver,
 };
 use crate::topic::{Epoch, LaneId, Place, Position};
 
@@ -105,25 +104,14 @@ impl Shard {
         self.answer(row.lane)
     }
 
-    /// A repeat is recognised by its failure: the row remembers it as the last one, in the version that it led to.
     pub(super) fn update(&mut self, row: RowRef, failure: &Failure, to: Next) -> Applied {
-        let after = RowRef { version: row.version.wrapping_add(1), ..row };
-        let repeated = self.rows.get(&row.place).is_some_and(|r| r.history.back() == Some(failure));
-        if repeated && self.current(after).is_ok() {
+        if self.rows.get(&row.place).is_some_and(|found| found.has_failed(row, failure)) {
             return self.answer(row.lane);
         }
         if self.current(row).is_err() {
             return Applied::Conflict;
         }
-        self.change(row.place, |row| {
-            row.attempts = row.attempts.saturating_add(1);
-            row.replay = false;
-            row.remember(failure.clone());
-            match to {
-                Next::Retry(at) => (row.state, row.next_at) = (RowState::Parked, at),
-                Next::Dead(hold) => row.state = RowState::Dead(hold),
-            }
-        });
+        self.change(row.place, |row| row.fail(failure, to));
         self.answer(row.lane)
     }
 
@@ -137,43 +125,12 @@ impl Shard {
 
     /// Does to a row what an operator wants, or says why it cannot be done.
     pub(super) fn act(&mut self, place: Place, action: &Action, now: Timestamp) -> Result<(), String> {
-        let Some(row) = self.rows.get(&place) else { return Err("the row is gone".into()) };
-        match action {
-            Action::Skip if row.state != RowState::Dead(Hold::Block) => {
-                return Err(format!("only a dead letter that blocks can be skipped, and this row is {:?}", row.state));
-            }
-            Action::Edit(event) if event.key.as_ref() != row.content.key() => {
-                let (old, new) = (row.content.key(), event.key.as_ref());
-                return Err(format!("an edit keeps the key: the row has {old:?} and the new event has {new:?}"));
-            }
-            _ => {}
-        }
-        self.change(place, |row| match action {
-            Action::Replay => {
-                (row.state, row.next_at) = (RowState::Parked, now);
-                (row.attempts, row.replay) = (0, true);
-            }
-            Action::Skip => row.state = RowState::Dead(Hold::Skip),
-            Action::Discard => row.state = RowState::Discarded,
-            Action::Edit(event) => row.content = Content::Event(event.clone()),
-        });
-        Ok(())
+        self.change(place, |row| row.act(action, now)).unwrap_or_else(|| Err("the row is gone".into()))
     }
 
     /// Nothing if the row is there in this version, else what is there instead.
     pub(super) fn current(&self, row: RowRef) -> Result<(), String> {
-        let RowRef { place, lane, version } = row;
-        match self.rows.get(&place) {
-            None => Err(format!("there is no row at {place:?}: it was finished or never parked")),
-            Some(found) if found.lane != lane => {
-                Err(format!("the row at {place:?} is of {:?}, not of {lane:?}", found.lane))
-            }
-            Some(found) if found.version != version => Err(format!(
-                "the row at {place:?} has version {} by now, not {version}: look at it again",
-                found.version
-            )),
-            Some(_) => Ok(()),
-        }
+        row.check(self.rows.get(&row.place).map(|found| (found.lane, found.version)))
     }
 
     pub(super) fn answer(&self, lane: LaneId) -> Applied {
@@ -217,13 +174,11 @@ impl Shard {
         self.index(place);
     }
 
-    /// Changes a row, counts the change and brings the indexes up to date.
-    fn change(&mut self, place: Place, change: impl FnOnce(&mut Row)) {
-        if let Some(row) = self.rows.get_mut(&place) {
-            change(row);
-            row.version = row.version.wrapping_add(1);
-            self.index(place);
-        }
+    /// Changes a row and brings the indexes up to date.
+    fn change<T>(&mut self, place: Place, change: impl FnOnce(&mut Row) -> T) -> Option<T> {
+        let changed = change(self.rows.get_mut(&place)?);
+        self.index(place);
+        Some(changed)
     }
 
     fn remove(&mut self, place: Place) {

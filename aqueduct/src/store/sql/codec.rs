@@ -1,8 +1,11 @@
 //! How events, headers and histories are written into blobs: fields with their lengths before them.
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::headers::Headers;
 use crate::topic::Text;
@@ -15,8 +18,28 @@ pub(crate) const VERSION: i64 = 1;
 pub(crate) struct Encoder(BytesMut);
 
 impl Encoder {
+    pub(crate) fn byte(&mut self, byte: u8) -> &mut Self {
+        self.0.put_u8(byte);
+        self
+    }
+
     pub(crate) fn int(&mut self, int: u64) -> &mut Self {
         self.0.put_u64_le(int);
+        self
+    }
+
+    /// A time, to the nanosecond.
+    pub(crate) fn time(&mut self, time: Timestamp) -> &mut Self {
+        let ms = floor_ms(time);
+        let rest = time.since(Timestamp::from_unix_ms(ms));
+        self.int(ms.cast_unsigned()).int(u64::from(rest.subsec_nanos()))
+    }
+
+    pub(crate) fn optional_time(&mut self, time: Option<Timestamp>) -> &mut Self {
+        self.byte(u8::from(time.is_some()));
+        if let Some(time) = time {
+            self.time(time);
+        }
         self
     }
 
@@ -61,6 +84,15 @@ impl Decoder {
         self.0.try_get_u64_le().map_err(|_| too_short())
     }
 
+    pub(crate) fn time(&mut self) -> Result<Timestamp, StoreError> {
+        let ms = self.int()?.cast_signed();
+        Ok(Timestamp::from_unix_ms(ms).after(Duration::from_nanos(self.int()?)))
+    }
+
+    pub(crate) fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        if self.byte()? == 0 { Ok(None) } else { self.time().map(Some) }
+    }
+
     pub(crate) fn bytes(&mut self) -> Result<Bytes, StoreError> {
         let length = self.0.try_get_u32_le().map_err(|_| too_short())? as usize;
         if length > self.0.len() {
@@ -89,6 +121,18 @@ impl Decoder {
         }
         Ok(headers)
     }
+}
+
+/// A time as a column has it: the millisecond that it is in.
+pub(crate) fn floor_ms(time: Timestamp) -> i64 {
+    let ms = time.unix_ms();
+    if Timestamp::from_unix_ms(ms) > time { ms - 1 } else { ms }
+}
+
+/// A time as a column has it when nothing may happen before it: the millisecond that has begun by then or begins next.
+pub(crate) fn ceil_ms(time: Timestamp) -> i64 {
+    let ms = floor_ms(time);
+    if Timestamp::from_unix_ms(ms) < time { ms + 1 } else { ms }
 }
 
 /// The checksum of a stored row: SQLite finds a damaged tree, and this finds damaged content.

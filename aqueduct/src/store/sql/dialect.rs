@@ -1,7 +1,9 @@
 //! What the SQL store needs of a database, so that it is written once.
 //!
 //! Statements are written with `?` for their arguments and with `on conflict`, as SQLite and PostgreSQL understand it; a
-//! database that speaks otherwise rewrites them in its [`Session`].
+//! database that speaks otherwise rewrites them in its [`Session`]. Several statements may stand in one text, with `;`
+//! between them: they run one after another, each takes its arguments where the one before has left off, and only the last
+//! of them answers rows. That saves round trips, which cost more than the statements.
 
 use bytes::Bytes;
 

@@ -4,11 +4,15 @@
 //! through the few calls of `dialect`.
 
 pub(crate) mod codec;
+mod commands;
 pub(crate) mod dialect;
 pub(crate) mod log;
+mod lookup;
+mod ops;
 mod outbox;
+mod rows;
 pub(crate) mod sqlite;
-pub(crate) mod store;
+mod store;
 mod turn;
 pub(crate) mod tx;
 pub(crate) mod writer;

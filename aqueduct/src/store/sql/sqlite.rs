@@ -295,7 +295,11 @@ fn sql_row(row: &SqliteRow) -> Result<SqlRow, sqlx::Error> {
         Ok(match raw.type_info().name() {
             _ if raw.is_null() => Value::Null,
             "INTEGER" => Value::Int(row.try_get(column)?),
-            "TEXT" => Value::Text(Text::from(row.try_get::<String, _>(column)?)),
+            // Damage can make a text of anything; who expects a text says so.
+            "TEXT" => {
+                let bytes = Bytes::from(row.try_get::<Vec<u8>, _>(column)?);
+                Text::try_from(bytes.clone()).map_or(Value::Blob(bytes), Value::Text)
+            }
             _ => Value::Blob(Bytes::from(row.try_get::<Vec<u8>, _>(column)?)),
         })
     };

@@ -1,44 +1,360 @@
-//! stand-in
+//! The store over any SQL database, and the one in an SQLite file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::commands;
+use super::dialect::{Database, Session, Value, Work};
+use super::lookup::{self, sql_limit};
+use super::ops::{Shard, fence, fenced, names, one};
 use super::sqlite::SqliteFile;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
-use crate::store::memory::MemoryStore;
-use crate::store::*;
-use crate::topic::*;
+use crate::store::{
+    Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Store, StoreAbilities, TakeOver,
+};
+use crate::topic::{Partition, Position, Text};
+
+/// A store in an SQLite file: parked events, dead letters and commands, there after a crash.
+///
+/// Clones share the file. Every write is one transaction, and those of many partitions share a commit. The tables begin
+/// with `aq_` and may be read with any tool; only the store writes them.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
+/// use aqueduct::{sqlite::SqliteStore, store::Store};
+/// let store = SqliteStore::open(&path).await?;
+/// assert!(store.abilities().durable);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
-pub struct SqliteStore(SqliteFile, MemoryStore);
+pub struct SqliteStore {
+    file: SqliteFile,
+    store: SqlStore,
+}
+
 impl SqliteStore {
-    pub fn new(f: &SqliteFile) -> Self {
-        Self(f.clone(), MemoryStore::new())
+    /// A store in a file that is open.
+    pub fn new(file: &SqliteFile) -> Self {
+        Self { file: file.clone(), store: SqlStore::new(Arc::new(file.clone())) }
     }
+
+    /// Opens a file with the default options, or creates it.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Ok(Self::new(&SqliteFile::open(path).await?))
+    }
+
+    /// The last commands that were given, at most `limit`, oldest first, with who gave each, why, and what became of it.
+    /// All are kept.
+    pub async fn audit(&self, limit: usize) -> Result<Vec<(CommandId, Command, CommandState)>, StoreError> {
+        commands::last(&mut *self.store.database.read().await?, sql_limit(limit)).await
+    }
+
     pub(crate) fn file(&self) -> &SqliteFile {
-        &self.0
+        &self.file
     }
 }
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SqliteStore").field(&self.file.path()).finish()
+    }
+}
+
 impl Store for SqliteStore {
+    fn abilities(&self) -> StoreAbilities {
+        self.store.abilities()
+    }
+
+    fn take_over<'a>(
+        &'a self,
+        claim: &'a Claim,
+        floor: Option<Position>,
+    ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
+        self.store.take_over(claim, floor)
+    }
+
+    fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
+        self.store.apply(claim, ops)
+    }
+
+    fn bury<'a>(
+        &'a self,
+        consumer: &'a Text,
+        partition: &'a Partition,
+        rows: &'a [Row],
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store.bury(consumer, partition, rows)
+    }
+
+    fn due<'a>(&'a self, claim: &'a Claim, now: Timestamp, limit: usize) -> BoxFuture<'a, Result<Due, StoreError>> {
+        self.store.due(claim, now, limit)
+    }
+
+    fn browse<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
+        self.store.browse(query)
+    }
+
+    fn command<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
+        self.store.command(command)
+    }
+
+    fn command_result(&self, id: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
+        self.store.command_result(id)
+    }
+}
+
+/// The store, written once for all SQL databases.
+#[derive(Clone)]
+pub(crate) struct SqlStore {
+    database: Arc<dyn Database>,
+}
+
+impl SqlStore {
+    pub(crate) fn new(database: Arc<dyn Database>) -> Self {
+        Self { database }
+    }
+
+    /// Runs a step in a transaction of its own and answers when it is committed.
+    async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
+        let found = Arc::new(Mutex::new(None));
+        self.database.write(Box::new(Answered { step, found: Arc::clone(&found) })).await?;
+        let answer = found.lock().take();
+        answer.ok_or_else(|| StoreError::Unavailable("the transaction was committed without its work".into()))
+    }
+
+    /// Says whether these rows may be written: before the first of them is, so that a refusal changes nothing.
+    fn admit<'a>(&self, partition: &Partition, rows: impl Iterator<Item = &'a Row>) -> Result<(), StoreError> {
+        let limit = self.abilities().row_bytes_max;
+        for row in rows {
+            let bytes = row.content.size();
+            if bytes > limit {
+                return Err(StoreError::Refused(format!(
+                    "the row at {:?} of {partition} has {bytes} bytes and the store takes {limit}: publish a reference to the data instead",
+                    row.place
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store for SqlStore {
     fn abilities(&self) -> StoreAbilities {
         StoreAbilities::new(true)
     }
-    fn take_over<'a>(&'a self, c: &'a Claim, f: Option<Position>) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
-        self.1.take_over(c, f)
+
+    fn take_over<'a>(
+        &'a self,
+        claim: &'a Claim,
+        floor: Option<Position>,
+    ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
+        Box::pin(async move {
+            let shard = self.write(RaiseFence { claim: claim.clone(), floor }).await?;
+            // Only the owner writes from here on, so this needs no transaction and keeps nobody else from writing.
+            lookup::lanes(&mut *self.database.read().await?, shard, floor).await
+        })
     }
-    fn apply<'a>(&'a self, c: &'a Claim, o: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
-        self.1.apply(c, o)
+
+    fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
+        Box::pin(async move {
+            let rows = ops.iter().flat_map(|op| match op {
+                Op::Put(rows) => rows.as_slice(),
+                Op::Append { row, .. } => std::slice::from_ref(row),
+                _ => &[],
+            });
+            self.admit(&claim.partition, rows)?;
+            self.write(Apply { claim: claim.clone(), ops: ops.to_vec() }).await
+        })
     }
-    fn bury<'a>(&'a self, c: &'a Text, p: &'a Partition, r: &'a [Row]) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.1.bury(c, p, r)
+
+    fn bury<'a>(
+        &'a self,
+        consumer: &'a Text,
+        partition: &'a Partition,
+        rows: &'a [Row],
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.admit(partition, rows.iter())?;
+            let (consumer, partition, rows) = (consumer.clone(), partition.clone(), rows.to_vec());
+            self.write(Bury { consumer, partition, rows }).await
+        })
     }
-    fn due<'a>(&'a self, c: &'a Claim, n: Timestamp, l: usize) -> BoxFuture<'a, Result<Due, StoreError>> {
-        self.1.due(c, n, l)
+
+    fn due<'a>(&'a self, claim: &'a Claim, now: Timestamp, limit: usize) -> BoxFuture<'a, Result<Due, StoreError>> {
+        Box::pin(async move {
+            loop {
+                let mut session = self.database.read().await?;
+                let found = lookup::due(&mut *session, claim, now, limit).await?;
+                drop(session);
+                if found.heads.is_empty() && found.commands.is_empty() {
+                    return Ok(found.due);
+                }
+                let lookup::Found { shard, heads, commands, .. } = found;
+                self.write(HoldBack { shard, heads, commands, now }).await?;
+            }
+        })
     }
-    fn browse<'a>(&'a self, q: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
-        self.1.browse(q)
+
+    fn browse<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
+        Box::pin(async move { lookup::browse(&mut *self.database.read().await?, query).await })
     }
-    fn command<'a>(&'a self, c: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
-        self.1.command(c)
+
+    fn command<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
+        Box::pin(async move { self.write(Give(command.clone())).await })
     }
-    fn command_result(&self, i: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
-        self.1.command_result(i)
+
+    fn command_result(&self, id: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
+        Box::pin(async move { commands::result(&mut *self.database.read().await?, id).await })
+    }
+}
+
+/// Work that has an answer.
+trait Step: Send + 'static {
+    type Answer: Send;
+
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;
+}
+
+struct Answered<S: Step> {
+    step: S,
+    found: Arc<Mutex<Option<S::Answer>>>,
+}
+
+impl<S: Step> Work for Answered<S> {
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let answer = self.step.run(session).await?;
+            *self.found.lock() = Some(answer);
+            Ok(())
+        })
+    }
+}
+
+/// Raises the fence, never lowers it, and answers the shard.
+const RAISE_FENCE: &str = "
+    insert into aq_shards (consumer, topic, number, epoch) values (?, ?, ?, ?)
+    on conflict (consumer, topic, number) do update set epoch = excluded.epoch
+        where aq_shards.epoch is null or aq_shards.epoch < excluded.epoch;
+    select id, epoch from aq_shards where consumer = ? and topic = ? and number = ?";
+
+/// Finds the shard of rows that are buried; it has no fence if nobody has taken over yet.
+const FIND_SHARD: &str = "
+    insert into aq_shards (consumer, topic, number) values (?, ?, ?) on conflict (consumer, topic, number) do nothing;
+    select id from aq_shards where consumer = ? and topic = ? and number = ?";
+
+/// A lane whose head is damaged waits as behind a dead letter that blocks.
+const HOLD_BACK: &str = "update aq_lanes set next_at = null where shard = ? and head_position = ? and head_index = ?";
+
+struct RaiseFence {
+    claim: Claim,
+    floor: Option<Position>,
+}
+
+impl Step for RaiseFence {
+    type Answer = i64;
+
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<i64, StoreError>> {
+        Box::pin(async move {
+            let Claim { consumer, partition, epoch } = &self.claim;
+            let Ok(ours) = i64::try_from(epoch.0) else {
+                return Err(StoreError::Refused(format!(
+                    "epoch {} of {partition} is above what SQL can count",
+                    epoch.0
+                )));
+            };
+            let mut args = names(consumer, partition);
+            args.push(ours.into());
+            args.extend(names(consumer, partition));
+            let found = session.fetch(RAISE_FENCE, args).await?;
+            let (id, held) = (one(&found)?.int(0)?, one(&found)?.int_or_null(1)?);
+            if held != Some(ours) {
+                return Err(fence(&self.claim, held));
+            }
+            if let Some(floor) = self.floor {
+                Shard { session, id, partition }.forget_marks(floor).await?;
+            }
+            Ok(id)
+        })
+    }
+}
+
+struct Apply {
+    claim: Claim,
+    ops: Vec<Op>,
+}
+
+impl Step for Apply {
+    type Answer = Vec<Applied>;
+
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
+        Box::pin(async move {
+            let id = fenced(session, &self.claim).await?;
+            let mut shard = Shard { session, id, partition: &self.claim.partition };
+            let mut answers = Vec::with_capacity(self.ops.len());
+            for op in &self.ops {
+                answers.push(shard.apply(op).await?);
+            }
+            Ok(answers)
+        })
+    }
+}
+
+struct Bury {
+    consumer: Text,
+    partition: Partition,
+    rows: Vec<Row>,
+}
+
+impl Step for Bury {
+    type Answer = ();
+
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let (consumer, partition) = (&self.consumer, &self.partition);
+            let args = [names(consumer, partition), names(consumer, partition)].concat();
+            let id = one(&session.fetch(FIND_SHARD, args).await?)?.int(0)?;
+            Shard { session, id, partition }.put(&self.rows).await?;
+            Ok(())
+        })
+    }
+}
+
+struct Give(Command);
+
+impl Step for Give {
+    type Answer = CommandId;
+
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<CommandId, StoreError>> {
+        Box::pin(commands::give(session, &self.0))
+    }
+}
+
+/// Lets nothing wait behind what is damaged but its own lane.
+struct HoldBack {
+    shard: i64,
+    heads: Vec<(i64, i64)>,
+    commands: Vec<(CommandId, StoreError)>,
+    now: Timestamp,
+}
+
+impl Step for HoldBack {
+    type Answer = ();
+
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            for (position, index) in &self.heads {
+                session.execute(HOLD_BACK, [self.shard, *position, *index].map(Value::Int).into()).await?;
+            }
+            for (id, error) in &self.commands {
+                let refused = CommandState::Refused { at: self.now, why: error.to_string().into() };
+                commands::end(session, *id, &refused).await?;
+            }
+            Ok(())
+        })
     }
 }
