@@ -102,7 +102,7 @@ fn lock_path(database: &Path, consumer: &str) -> PathBuf {
 /// and until when they may run.
 ///
 /// Every program inherits the consumer's lock, recorded or not: after a crash a restart waits for it. Only a recorded one
-/// is ended when it runs on past its deadline. Let it lead a process group, and its own programs end with it.
+/// is ended when it runs on past its deadline, on Linux. Let it lead a process group, and its own programs end with it.
 #[derive(Clone, Debug)]
 pub struct Children(Weak<Locked>);
 
@@ -211,7 +211,11 @@ pub(crate) struct Held {
 enum Holder {
     ThisProcess,
     Process(Program),
-    Orphans { of: u32, programs: Vec<Program> },
+    Orphans {
+        of: u32,
+        programs: Vec<Program>,
+    },
+    /// Of another user, container or machine; on Windows anyone.
     Unseen,
 }
 
@@ -285,7 +289,7 @@ impl fmt::Display for Held {
             }
             Holder::Unseen => write!(
                 f,
-                "consumer {consumer:?} on {file} is run by a process that cannot be seen from here (of another user, container or machine): stop it, or give this consumer another name"
+                "another process, or this one, already runs consumer {consumer:?} on {file}, and which cannot be seen from here: stop it, or give this consumer another name"
             ),
         }
     }
