@@ -89,12 +89,11 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
     let Subscription { consumer, topics, start, .. } = subscription;
     let (mut exact, mut patterns, mut entered) = (Vec::new(), Vec::new(), Vec::new());
     for topic in topics {
-        match wildcard(&topic)? {
-            Some(pattern) => patterns.push(pattern),
-            None => {
-                entered.push((broker.find(&topic).await?.id, topic.clone()));
-                exact.push(topic);
-            }
+        if let Some(pattern) = wildcard(&topic)? {
+            patterns.push(pattern);
+        } else {
+            entered.push((broker.find(&topic).await?.id, topic.clone()));
+            exact.push(topic);
         }
     }
     let file = broker.0.file.clone();
@@ -157,7 +156,7 @@ fn heads_of(topics: impl Iterator<Item = i64>) -> String {
 
 impl State {
     fn assign(&mut self, epoch: Epoch, floors: Vec<Floor>) {
-        for Floor { partition, topic, floor } in floors {
+        for Floor { partition, topic, settled: floor } in floors {
             let part = Part { topic, epoch, owned: true, cursor: floor, next: floor + 1 };
             self.parts.insert(partition.clone(), part);
             let floor = (floor > 0).then_some(Position(floor));
@@ -371,7 +370,7 @@ impl Membership for SqliteMember {
             let (consumer, file, number) = (self.consumer.clone(), self.file.clone(), partition.index);
             let restart = Restart { consumer, topic, number, above, file };
             let (epoch, floor) = self.file.write_with(restart).await.map_err(|e| broker_error(&e))?;
-            self.state.lock().assign(epoch, vec![Floor { partition: partition.clone(), topic, floor }]);
+            self.state.lock().assign(epoch, vec![Floor { partition: partition.clone(), topic, settled: floor }]);
             Ok(())
         })
     }

@@ -138,7 +138,9 @@ pub(crate) fn ceil_ms(time: Timestamp) -> i64 {
 /// The checksum of a stored row: SQLite finds a damaged tree, and this finds damaged content.
 pub(crate) fn checksum(numbers: &[i64], contents: &[&[u8]]) -> i64 {
     let mut hash = Xxh3::new();
-    numbers.iter().for_each(|number| hash.update(&number.to_le_bytes()));
+    for number in numbers {
+        hash.update(&number.to_le_bytes());
+    }
     for content in contents {
         hash.update(&(content.len() as u64).to_le_bytes());
         hash.update(content);
