@@ -31,6 +31,9 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Quiet for so long, it is looked for less often.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// How long joining waits for the lock before it says who has it; a service joins again until it is stopped.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
 /// How often the lock is tried again while joining waits.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
@@ -97,7 +100,7 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
         }
     }
     let file = broker.0.file.clone();
-    let lock = take_lock(&file, &consumer, broker.0.wait).await?;
+    let lock = take_lock(&file, &consumer, broker.0.waits).await?;
     broker.0.children.lock().insert(consumer.clone(), lock.children());
     let changes = file.changes();
     let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
@@ -126,12 +129,8 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
     Ok(member)
 }
 
-pub(super) async fn take_lock(
-    file: &SqliteFile,
-    consumer: &Text,
-    patience: Duration,
-) -> Result<ConsumerLock, BrokerError> {
-    let until = Instant::now() + patience;
+pub(super) async fn take_lock(file: &SqliteFile, consumer: &Text, waits: bool) -> Result<ConsumerLock, BrokerError> {
+    let until = Instant::now() + LOCK_WAIT;
     loop {
         let taken = ConsumerLock::try_take(file.path(), consumer.as_str());
         let held = match taken.map_err(|e| broker_error(&file.explain(e.into())))? {
@@ -140,6 +139,9 @@ pub(super) async fn take_lock(
         };
         for ended in held.end_overdue(file.clock().now()) {
             tracing::warn!(%consumer, %ended, "an orphan of an earlier instance had passed its deadline and was ended");
+        }
+        if !waits {
+            return Err(BrokerError::Refused(held.to_string()));
         }
         if Instant::now() >= until {
             return Err(BrokerError::Unavailable(held.to_string().into()));
