@@ -26,7 +26,6 @@ pub struct Call {
 }
 
 /// What all calls from one partition under one epoch have in common.
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Origin {
     /// The name of the consumer.
@@ -37,13 +36,21 @@ pub struct Origin {
     pub epoch: Epoch,
     /// Until when it owns it.
     pub lease: Lease,
+    /// The store of the service, for extractors that know which one they need.
+    pub store: Option<Arc<dyn Any + Send + Sync>>,
     revoked: AtomicBool,
 }
 
 impl Origin {
     /// A partition that is owned under an epoch for as long as the lease holds.
     pub fn new(consumer: impl Into<Text>, partition: Partition, epoch: Epoch, lease: Lease) -> Self {
-        Self { consumer: consumer.into(), partition, epoch, lease, revoked: AtomicBool::new(false) }
+        Self { consumer: consumer.into(), partition, epoch, lease, store: None, revoked: AtomicBool::new(false) }
+    }
+
+    /// The same with the store of the service.
+    pub fn with_store(mut self, store: Arc<dyn Any + Send + Sync>) -> Self {
+        self.store = Some(store);
+        self
     }
 
     /// True while attempts may be polled: the lease holds and the partition was not taken away.
@@ -78,6 +85,17 @@ impl Attempt {
     /// The attempt with this number on an event that comes from the store.
     pub const fn stored(number: u32, replay: bool) -> Self {
         Self { number, stored: true, replay }
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { consumer, partition, epoch, .. } = self;
+        f.debug_struct("Origin")
+            .field("consumer", consumer)
+            .field("partition", partition)
+            .field("epoch", epoch)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,6 +165,14 @@ impl Call {
         self.scope.get_or_init(Scope::default)
     }
 
+    /// When what is on loan must be given back.
+    pub(crate) fn loan_ends(&self) -> Option<tokio::time::Instant> {
+        match *self.scope.get()?.0.lock() {
+            Slot::Lent(until) => until,
+            _ => None,
+        }
+    }
+
     /// Closes the scope when the handler has returned: the transaction to commit, if there is one.
     pub(crate) fn close_scope(&self) -> Result<Option<Box<dyn Unit>>> {
         self.scope.get().map_or(Ok(None), Scope::close)
@@ -192,7 +218,8 @@ pub struct Scope(Arc<Mutex<Slot>>);
 enum Slot {
     #[default]
     Empty,
-    Lent,
+    /// Until then, if it has an end.
+    Lent(Option<tokio::time::Instant>),
     Held(Box<dyn Unit>),
     Closed {
         gave: bool,
@@ -205,11 +232,11 @@ impl Scope {
         let mut slot = self.0.lock();
         match *slot {
             Slot::Empty => {
-                *slot = Slot::Lent;
+                *slot = Slot::Lent(None);
                 Ok(Loan(self.clone()))
             }
             Slot::Closed { .. } => Err(Error::msg("a transaction was asked for after its attempt had ended")),
-            Slot::Lent | Slot::Held(_) => {
+            Slot::Lent(_) | Slot::Held(_) => {
                 Err(Error::msg("an attempt has one transaction: ask for `Tx` once among the handler's arguments and pass it on as `&mut Tx`").permanent())
             }
         }
@@ -221,7 +248,7 @@ impl Scope {
         match std::mem::replace(&mut *slot, Slot::Closed { gave }) {
             Slot::Empty | Slot::Closed { .. } => Ok(None),
             Slot::Held(unit) => Ok(Some(unit)),
-            Slot::Lent => Err(Error::msg(
+            Slot::Lent(_) => Err(Error::msg(
                 "the transaction was still in use when the handler returned: do not move `Tx` into a spawned task, await the work instead",
             )),
         }
@@ -247,10 +274,18 @@ impl Scope {
 pub struct Loan(Scope);
 
 impl Loan {
+    /// The handler must have returned by then: it is dropped otherwise, and the attempt has failed.
+    pub fn ends(&self, at: tokio::time::Instant) {
+        let mut slot = self.0.0.lock();
+        if matches!(*slot, Slot::Lent(_)) {
+            *slot = Slot::Lent(Some(at));
+        }
+    }
+
     /// Gives the unit back, to be committed at the end; after the end it is rolled back.
     pub fn give_back(self, unit: Box<dyn Unit>) {
         let mut slot = self.0.0.lock();
-        if matches!(*slot, Slot::Lent) {
+        if matches!(*slot, Slot::Lent(_)) {
             *slot = Slot::Held(unit);
         }
     }

@@ -22,6 +22,9 @@ pub enum Fault {
     Permanent,
     /// Trying again may help, but not before this delay.
     RetryAfter(Duration),
+    /// It may succeed if tried again, and the event is not at fault: a database that is full, locked or gone, a commit that
+    /// failed for another. It is tried again without spending an attempt, for as long as it takes.
+    Uncounted,
 }
 
 /// The error of handlers and extractors: any other error converts into it with `?`.
@@ -82,6 +85,14 @@ impl Error {
         self
     }
 
+    /// Says that the event is not at fault: it is tried again without spending an attempt.
+    ///
+    /// The trap: an event that does cause it is tried for ever.
+    pub fn uncounted(mut self) -> Self {
+        self.0.fault = Some(Fault::Uncounted);
+        self
+    }
+
     /// What the error says of itself; none leaves it to the policy.
     pub fn fault(&self) -> Option<Fault> {
         self.0.fault
@@ -100,7 +111,29 @@ impl Error {
 
 /// The fault of the first [`Classified`] among `error` and its causes.
 fn fault_below(error: &(dyn StdError + 'static)) -> Option<Fault> {
-    causes(error).find_map(|e| e.downcast_ref::<Classified>()?.fault)
+    causes(error).find_map(|e| e.downcast_ref::<Classified>().map_or_else(|| database_fault(e), |known| known.fault))
+}
+
+/// What a database's own error says: an outage of it is no event's fault.
+#[cfg(feature = "sqlite")]
+fn database_fault(error: &(dyn StdError + 'static)) -> Option<Fault> {
+    // Busy, locked, out of memory, read-only, disk error, full, cannot be opened: <https://sqlite.org/rescode.html>.
+    const OUTAGES: [u32; 7] = [5, 6, 7, 8, 10, 13, 14];
+    match error.downcast_ref::<sqlx::Error>()? {
+        sqlx::Error::Database(error) => {
+            let code: u32 = error.code()?.parse().ok()?;
+            OUTAGES.contains(&(code & 0xff)).then_some(Fault::Uncounted)
+        }
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+            Some(Fault::Uncounted)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "sqlite"))]
+fn database_fault(_: &(dyn StdError + 'static)) -> Option<Fault> {
+    None
 }
 
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {

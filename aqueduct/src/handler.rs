@@ -298,9 +298,19 @@ where
         Err(Rejection::Duplicate) => return Outcome::done(),
         Err(Rejection::Failed(error)) => return Outcome::failed(error),
     };
-    let outcome = function.call(arguments).await.into_outcome();
+    let running = function.call(arguments);
+    let value = match call.0.loan_ends() {
+        None => running.await,
+        Some(end) => match tokio::time::timeout_at(end, running).await {
+            Ok(value) => value,
+            Err(_) => return Outcome::failed(Error::msg(TOO_LONG)),
+        },
+    };
+    let outcome = value.into_outcome();
     if outcome.is_done() { call.conclude(outcome) } else { outcome }
 }
+
+const TOO_LONG: &str = "the handler held its transaction for longer than its database allows: do what takes long, and what goes over the network, in a handler without `Tx`";
 
 /// A call whose scope is closed when it is dropped, also by a panic or a timeout: no transaction outlives its attempt.
 struct OpenCall(Call);

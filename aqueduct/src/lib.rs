@@ -90,7 +90,10 @@ mod router;
 /// The embedded broker and store in one SQLite file (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
-    pub use crate::store::sql::{SqliteFile, SqliteOptions, SqliteStore};
+    pub use crate::broker::sqlite::{ChildRecord, Children, Retention, SqliteBroker};
+    pub use crate::store::sql::{SqliteFile, SqliteOptions, SqliteStore, SqliteTx, TxDatabase};
+    /// The database of [`Tx`](crate::Tx).
+    pub use sqlx::Sqlite;
 }
 pub mod store;
 pub mod telemetry;
@@ -115,6 +118,8 @@ pub use policy::{Policy, defaults};
 pub use publish::{PublishError, Publisher};
 pub use router::{Router, Unknown};
 pub use store::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use store::sql::{Outbox, Tx};
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};
 
 /// The README's hello world, as a test.

@@ -1,4 +1,4 @@
-//! Patterns over event types, such as `order.placed`, `payment.*` and `audit.>`.
+//! Patterns over event types and topics, such as `order.placed`, `payment.*` and `audit.>`.
 
 use std::cmp::Ordering;
 

@@ -15,6 +15,8 @@ use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Partition, Position, Text, Topic};
 
 pub mod memory;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;
 
 pub use crate::clock::Lease;
 pub use memory::MemoryBroker;
@@ -68,6 +70,8 @@ pub struct Abilities {
     pub ordered_publish: bool,
     /// A message published again under the same identity is recognised.
     pub dedup: bool,
+    /// A consumer has one instance at a time; another waits to join until it has ended.
+    pub one_instance: bool,
     /// The largest message taken, in bytes of key, headers and body. Defaults to 1 MiB.
     pub message_bytes_max: usize,
 }
@@ -75,7 +79,14 @@ pub struct Abilities {
 impl Abilities {
     /// The least: not durable, no dedup, no order across failures, 1 MiB.
     pub const fn new(ownership: Ownership) -> Self {
-        Self { ownership, durable: false, ordered_publish: false, dedup: false, message_bytes_max: 1 << 20 }
+        Self {
+            ownership,
+            durable: false,
+            ordered_publish: false,
+            dedup: false,
+            one_instance: false,
+            message_bytes_max: 1 << 20,
+        }
     }
 }
 

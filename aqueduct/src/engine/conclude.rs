@@ -29,7 +29,8 @@ const SETTLE_DELAY: Duration = Duration::from_millis(20);
 impl Core {
     /// The attempt on the head of a lane has ended: decides what becomes of it, and does it.
     pub(super) fn conclude(&mut self, key: LaneKey, lane: LaneRef, end: End, error: Option<(String, Duration)>) {
-        let attempts = self.lanes.head(lane).map_or(0, |item| item.attempts) + 1;
+        let counts = end != End::Failed(Fault::Uncounted);
+        let attempts = self.lanes.head(lane).map_or(0, |item| item.attempts) + u32::from(counts);
         let failure = error.map(|(text, took)| self.failure(attempts, &text, took));
         let alone = self.alone(key.slot, lane);
         let policy = self.policy_of(lane).clone();
@@ -50,7 +51,7 @@ impl Core {
             if item.failures.len() >= HISTORY_MAX {
                 item.failures.remove(0);
             }
-            item.failures.push(failure);
+            item.failures.extend(counts.then_some(failure));
         }
         self.take_step(key, lane, step);
     }

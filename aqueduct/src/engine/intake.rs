@@ -71,7 +71,7 @@ impl Core {
         }
         self.releases.remove(&partition);
         let consumer = self.settings.name.clone();
-        let origin = Origin::new(consumer.clone(), partition.clone(), epoch, lease);
+        let origin = Origin::new(consumer.clone(), partition.clone(), epoch, lease).with_store(self.store.clone());
         let loads = self.has_store && self.ownership != Ownership::Competing;
         let slot = self.new_slot(Owned {
             claim: Claim { consumer, partition: partition.clone(), epoch },

@@ -18,7 +18,7 @@ pub(crate) enum End {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case<'a> {
     pub(crate) end: End,
-    /// Attempts made, this one included; for competing consumers, how often the broker has delivered it.
+    /// Attempts made, this one included if it counts; for competing consumers, how often the broker has delivered it.
     pub(crate) attempts: u32,
     /// It is a row of the store, not a delivery.
     pub(crate) stored: bool,
@@ -49,11 +49,16 @@ pub(crate) enum Step {
     GiveBack(Duration),
 }
 
+/// How long an event waits at most that failed through no fault of its own.
+const UNCOUNTED_WAIT: Duration = Duration::from_millis(200);
+
 /// Decides. Everything that ends a delivery passes here.
 pub(crate) fn settle(case: &Case<'_>) -> Step {
     match case.end {
         End::Done => Step::Settle,
         End::Failed(Fault::Permanent) => give_up(case),
+        End::Failed(Fault::Uncounted) if case.ownership == Ownership::Competing => Step::GiveBack(UNCOUNTED_WAIT),
+        End::Failed(Fault::Uncounted) => Step::Quick(UNCOUNTED_WAIT),
         End::Failed(fault) => {
             try_again(case, if let Fault::RetryAfter(delay) = fault { delay } else { Duration::ZERO })
         }
@@ -111,6 +116,7 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
     const T: End = End::Failed(Fault::Transient);
     const P: End = End::Failed(Fault::Permanent);
+    const U: End = End::Failed(Fault::Uncounted);
 
     /// The whole table: who owns, is there a store, is it a row, which attempt, how it ended, under which policy.
     #[test]
@@ -132,6 +138,11 @@ mod tests {
             (AckEach,   false, false,  2, T,            &fast,    Step::Quick(MS(40))),
             (Floor,     true,  false,  1, after(1),     &ordered, Step::Wait(S(1))),
             (Competing, true,  false,  1, T,            &ordered, Step::GiveBack(MS(20))),
+            // not the event's fault
+            (Floor,     true,  false,  0, U,            &ordered, Step::Quick(MS(200))),
+            (AckEach,   true,  false, 22, U,            &ordered, Step::Quick(MS(200))),
+            (Floor,     true,  true,  22, U,            &fast,    Step::Quick(MS(200))),
+            (Competing, true,  false, 22, U,            &best,    Step::GiveBack(MS(200))),
             // then parked
             (Floor,     true,  false,  1, after(5),     &ordered, Step::Park(S(5))),
             (Floor,     true,  false,  3, T,            &ordered, Step::Park(S(1))),

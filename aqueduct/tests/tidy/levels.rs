@@ -24,8 +24,9 @@ enum Area {
     Root,
 }
 
-const TYPES: [&str; 9] = ["call", "clock", "error", "event", "headers", "message", "outcome", "telemetry", "topic"];
-const API: [&str; 6] = ["handler", "layer", "pattern", "policy", "publish", "router"];
+const TYPES: [&str; 10] =
+    ["call", "clock", "error", "event", "headers", "message", "outcome", "pattern", "telemetry", "topic"];
+const API: [&str; 5] = ["handler", "layer", "policy", "publish", "router"];
 
 /// Imports that point sideways all the same: the file or folder, the adapter's module, and why.
 const EXCEPTIONS: [(&str, &str, &str); 4] = [

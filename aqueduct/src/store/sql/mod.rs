@@ -6,13 +6,19 @@
 pub(crate) mod codec;
 mod commands;
 pub(crate) mod dialect;
+pub(crate) mod log;
 mod lookup;
 mod ops;
+mod outbox;
 mod rows;
 pub(crate) mod sqlite;
 mod store;
 mod turn;
+pub(crate) mod tx;
 pub(crate) mod writer;
 
+pub use outbox::Outbox;
 pub use sqlite::{SqliteFile, SqliteOptions};
 pub use store::SqliteStore;
+pub(crate) use turn::try_lock;
+pub use tx::{SqliteTx, Tx, TxDatabase};

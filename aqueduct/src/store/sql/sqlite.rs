@@ -28,6 +28,9 @@ pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// Connections that only read; the log's readers and the writer have their own beside these.
 const READERS: u32 = 4;
 
+/// How many partitions a topic gets unless its creator says otherwise.
+pub(crate) const PARTITIONS: u32 = 16;
+
 /// Rows on their way from SQLite's thread to the reader.
 const ROW_BUFFER: usize = 1_024;
 
@@ -58,6 +61,7 @@ struct Shared {
     writer: Writer,
     changed: watch::Sender<u64>,
     clock: Clock,
+    create: Option<u32>,
 }
 
 /// How a file is opened; made by [`SqliteFile::options`].
@@ -68,6 +72,7 @@ pub struct SqliteOptions {
     full: bool,
     handler_limit: Duration,
     clock: Clock,
+    create: Option<u32>,
 }
 
 impl SqliteOptions {
@@ -82,6 +87,19 @@ impl SqliteOptions {
     /// How long a handler may hold its transaction: meanwhile nobody else writes to the file. Defaults to 500 ms.
     pub fn handler_limit(mut self, limit: Duration) -> Self {
         self.handler_limit = limit;
+        self
+    }
+
+    /// How many partitions a topic gets that publishing or joining creates; 0 counts as 1. A topic that exists keeps what
+    /// it has. Defaults to 16.
+    pub fn partitions(mut self, count: u32) -> Self {
+        self.create = Some(count.max(1));
+        self
+    }
+
+    /// Refuses topics that were not [declared](crate::sqlite::SqliteBroker::declare). Defaults to creating them.
+    pub fn require_topics(mut self) -> Self {
+        self.create = None;
         self
     }
 
@@ -104,7 +122,8 @@ impl SqliteOptions {
         let readers = readers.connect_lazy_with(options.clone());
         let changed = watch::Sender::new(0);
         let writer = Writer::start(&path, &options, changed.clone(), self.handler_limit, self.clock.clone())?;
-        Ok(SqliteFile(Arc::new(Shared { path, options, readers, writer, changed, clock: self.clock })))
+        let (clock, create) = (self.clock, self.create);
+        Ok(SqliteFile(Arc::new(Shared { path, options, readers, writer, changed, clock, create })))
     }
 }
 
@@ -117,12 +136,27 @@ impl SqliteFile {
     /// Options for a file that is to be opened.
     pub fn options(path: impl AsRef<Path>) -> SqliteOptions {
         let (path, handler_limit) = (path.as_ref().to_owned(), Duration::from_millis(500));
-        SqliteOptions { path, full: true, handler_limit, clock: Clock::system() }
+        SqliteOptions { path, full: true, handler_limit, clock: Clock::system(), create: Some(PARTITIONS) }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// Resolves at the first commit of this process after this call, whether it was awaited by then or not: call it, look
+    /// into the file, and await it if what you look for is not there yet.
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.changes();
+        async move {
+            // An error means that the file is closed: nothing will change.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// How many partitions a new topic gets; none if topics must be declared.
+    pub(crate) fn create(&self) -> Option<u32> {
+        self.0.create
     }
 
     pub(crate) fn clock(&self) -> &Clock {

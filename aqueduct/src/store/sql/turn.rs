@@ -77,7 +77,8 @@ fn wait(door: &File, turn: Arc<File>) -> io::Result<Turn> {
     entered.map(|()| Turn(turn))
 }
 
-fn try_lock(file: &File) -> io::Result<bool> {
+/// Takes the lock of a file; false if somebody has it.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),

@@ -60,7 +60,7 @@ pub(super) struct Writer {
 struct Holder {
     /// The task of the handler that has it.
     task: Mutex<Option<tokio::task::Id>>,
-    /// When its time is over; 0 while nobody has it.
+    /// When its time is over, on the clock that counts suspension; 0 for no end.
     until: AtomicU64,
 }
 
@@ -98,6 +98,7 @@ impl<T: Task> AnyTask for Pending<T> {
 
 /// The writing connection while a handler has it. Dropping it rolls back what the handler did.
 pub(crate) struct Lent {
+    /// Both are there until it is given back, with which it ends.
     connection: Option<SqliteConnection>,
     back: Option<oneshot::Sender<Returned>>,
     holder: Arc<Holder>,
@@ -112,8 +113,18 @@ struct Returned {
 }
 
 impl Lent {
-    pub(crate) fn connection(&mut self) -> Option<&mut SqliteConnection> {
-        self.connection.as_mut()
+    pub(crate) fn connection(&self) -> &SqliteConnection {
+        match &self.connection {
+            Some(connection) => connection,
+            None => unreachable!("it is given back only with the end of the loan"),
+        }
+    }
+
+    pub(crate) fn connection_mut(&mut self) -> &mut SqliteConnection {
+        match &mut self.connection {
+            Some(connection) => connection,
+            None => unreachable!("it is given back only with the end of the loan"),
+        }
     }
 
     /// The running task has it from now on.
@@ -130,7 +141,10 @@ impl Lent {
 
     fn give_back(&mut self, keep: Option<oneshot::Sender<Result<(), StoreError>>>) {
         *self.holder.task.lock() = None;
-        self.holder.until.store(0, Ordering::Release);
+        if keep.is_none() {
+            // A statement that still runs, because its handler was dropped, is stopped at once.
+            self.holder.until.store(1, Ordering::Release);
+        }
         if let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) {
             // A writer that has gone has nothing to commit.
             let _ = back.send(Returned { connection, keep });
@@ -314,13 +328,17 @@ impl Worker {
             _ => return Err(unavailable("a handler did not give its transaction back")),
         };
         let connection = self.connection.insert(returned.connection);
+        if returned.keep.is_some() {
+            self.holder.until.store(0, Ordering::Release);
+        }
         if Transactions::get_transaction_depth(connection) != 1 {
             return Err(unavailable("a handler left a transaction open inside its own, or ended the one around it"));
         }
         let end =
             if returned.keep.is_some() { "release aq_handler" } else { "rollback to aq_handler; release aq_handler" };
-        run(end, connection).await.map_err(|e| explain(&self.path, e))?;
-        Ok(returned.keep)
+        let ended = run(end, connection).await.map_err(|e| explain(&self.path, e));
+        self.holder.until.store(0, Ordering::Release);
+        ended.map(|()| returned.keep)
     }
 
     /// After a group has failed: everybody whose work can be repeated here goes alone, and handlers run again.

@@ -45,6 +45,7 @@ const CASES: &[Case] = super::cases![
     members_share_the_work,
     an_owner_that_does_not_give_up_loses_its_partition,
     leaving_hands_over_at_once,
+    a_second_instance_waits_for_the_first,
     consumers_do_not_see_each_other,
 ];
 
@@ -115,6 +116,10 @@ impl Ground {
 
     fn ownership(&self) -> Ownership {
         self.broker.abilities().ownership
+    }
+
+    fn has_one_instance(&self) -> bool {
+        self.broker.abilities().one_instance
     }
 
     fn competes(&self) -> bool {
@@ -432,7 +437,7 @@ async fn a_released_partition_comes_back_under_a_higher_epoch(ground: Ground) {
 
 async fn members_share_the_work(ground: Ground) {
     let scattered = ground.scatter().await;
-    if scattered.len() < 2 {
+    if scattered.len() < 2 || ground.has_one_instance() {
         return;
     }
     let mut one = ground.join().await;
@@ -463,7 +468,7 @@ async fn members_share_the_work(ground: Ground) {
 }
 
 async fn an_owner_that_does_not_give_up_loses_its_partition(ground: Ground) {
-    if ground.competes() || ground.scatter().await.len() < 2 {
+    if ground.competes() || ground.has_one_instance() || ground.scatter().await.len() < 2 {
         return;
     }
     let mut stubborn = ground.join().await;
@@ -496,7 +501,7 @@ async fn an_owner_that_does_not_give_up_loses_its_partition(ground: Ground) {
 
 async fn leaving_hands_over_at_once(ground: Ground) {
     let scattered = ground.scatter().await;
-    if scattered.len() < 2 {
+    if scattered.len() < 2 || ground.has_one_instance() {
         return;
     }
     let mut one = ground.join().await;
@@ -513,6 +518,23 @@ async fn leaving_hands_over_at_once(ground: Ground) {
     two.take(64).await;
     let sent = scattered.iter().flat_map(|(p, positions)| positions.iter().map(|at| (p.clone(), Position(*at))));
     assert!(two.places().is_superset(&sent.filter(|place| !one.places().contains(place)).collect()));
+}
+
+async fn a_second_instance_waits_for_the_first(ground: Ground) {
+    if !ground.has_one_instance() {
+        return;
+    }
+    let (_, positions) = ground.fill(4).await;
+    let mut first = ground.join().await;
+    first.take(4).await;
+    let subscription = || Subscription::new(&ground.consumer, vec![ground.topic.clone()]);
+    let refused = ground.broker.join(subscription()).await.err();
+    assert!(refused.as_ref().is_some_and(BrokerError::is_transient), "it may be tried again: {refused:?}");
+    first.settle_first(3).await;
+    first.leave().await;
+    let mut second = ground.join().await;
+    second.take(1).await;
+    assert_eq!(second.places().first().map(|(_, at)| at.0), Some(positions[3]));
 }
 
 async fn consumers_do_not_see_each_other(ground: Ground) {

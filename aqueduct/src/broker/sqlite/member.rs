@@ -1,0 +1,386 @@
+//! The one instance of a consumer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::consumer::{Enter, Floor, Restart, Settle};
+use super::lock::ConsumerLock;
+use super::{SqliteBroker, broker_error, wildcard};
+use crate::broker::{self, Arrival, Delivery, Membership, Room, Start, Subscription, Ticket};
+use crate::clock::Lease;
+use crate::error::{BrokerError, StoreError};
+use crate::outcome::BoxFuture;
+use crate::pattern::Pattern;
+use crate::store::sql::log::{Slice, topic_names};
+use crate::store::sql::sqlite::{SqliteFile, assembled};
+use crate::topic::{Epoch, Partition, Position, Text, Topic};
+
+/// The most deliveries in one batch.
+const BATCH_MAX: usize = 256;
+
+/// How often other processes' commits are looked for while something happens, and at the longest.
+const LOOK: Duration = Duration::from_millis(25);
+const LOOK_MAX: Duration = Duration::from_secs(1);
+/// Quiet for so long, it is looked for less often.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// How often the lock is tried again while joining waits.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// The membership of the one instance.
+pub(super) struct SqliteMember {
+    file: SqliteFile,
+    consumer: Text,
+    start: Start,
+    exact: Vec<Topic>,
+    patterns: Vec<Pattern>,
+    state: Mutex<State>,
+    reader: tokio::sync::Mutex<Reader>,
+    lock: Mutex<Option<ConsumerLock>>,
+}
+
+struct State {
+    parts: BTreeMap<Partition, Part>,
+    /// Changes of ownership that the engine has not been told yet.
+    notes: VecDeque<Arrival>,
+    /// The partition it was served from last.
+    last: Option<Partition>,
+    left: bool,
+}
+
+/// A partition of the member.
+struct Part {
+    topic: i64,
+    epoch: Epoch,
+    /// False while it is released and not assigned again, or stopped.
+    owned: bool,
+    /// What was delivered last.
+    cursor: u64,
+    /// Where the next message will stand, as far as is known.
+    next: u64,
+}
+
+/// The connection that reads the log, and what it knows of changes.
+struct Reader {
+    connection: SqliteConnection,
+    changes: watch::Receiver<u64>,
+    /// SQLite's own count of other connections' commits.
+    data_version: i64,
+    /// True if the heads of the partitions may have moved since they were looked at.
+    stale: bool,
+    /// When a message came last.
+    busy_at: Instant,
+    looked_at: Instant,
+    /// The statement that reads the heads of all partitions, for these topics.
+    heads: String,
+    /// The highest number of a topic that was looked at.
+    topics_seen: i64,
+}
+
+/// Takes the consumer's lock, raises its epoch, and gives it every partition.
+pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> Result<SqliteMember, BrokerError> {
+    let Subscription { consumer, topics, start, .. } = subscription;
+    let (mut exact, mut patterns, mut entered) = (Vec::new(), Vec::new(), Vec::new());
+    for topic in topics {
+        match wildcard(&topic)? {
+            Some(pattern) => patterns.push(pattern),
+            None => {
+                entered.push((broker.find(&topic).await?.id, topic.clone()));
+                exact.push(topic);
+            }
+        }
+    }
+    let file = broker.0.file.clone();
+    let lock = take_lock(&file, &consumer, broker.0.wait).await?;
+    broker.0.children.lock().insert(consumer.clone(), lock.children());
+    let changes = file.changes();
+    let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
+    let names = topic_names(&mut connection).await.map_err(|e| broker_error(&file.explain(e)))?;
+    let topics_seen = names.last().map_or(0, |(id, _)| *id);
+    let matching = |topic: &Topic| !exact.contains(topic) && patterns.iter().any(|p| p.matches(topic.as_str()));
+    entered.extend(names.into_iter().filter(|(_, topic)| matching(topic)));
+    let now = Instant::now();
+    let reader = Reader {
+        connection,
+        changes,
+        data_version: 0,
+        stale: true,
+        busy_at: now,
+        looked_at: now,
+        heads: heads_of(entered.iter().map(|(id, _)| *id)),
+        topics_seen,
+    };
+    let enter = Enter { consumer: consumer.clone(), topics: entered, start, epoch: None, file: file.clone() };
+    let (epoch, floors) = file.write_with(enter).await.map_err(|e| broker_error(&e))?;
+    let state = State { parts: BTreeMap::new(), notes: VecDeque::new(), last: None, left: false };
+    let (state, reader) = (Mutex::new(state), tokio::sync::Mutex::new(reader));
+    let lock = Mutex::new(Some(lock));
+    let member = SqliteMember { file, consumer, start, exact, patterns, state, reader, lock };
+    member.state.lock().assign(epoch, floors);
+    Ok(member)
+}
+
+pub(super) async fn take_lock(
+    file: &SqliteFile,
+    consumer: &Text,
+    patience: Duration,
+) -> Result<ConsumerLock, BrokerError> {
+    let until = Instant::now() + patience;
+    loop {
+        let taken = ConsumerLock::try_take(file.path(), consumer.as_str());
+        let held = match taken.map_err(|e| broker_error(&file.explain(e.into())))? {
+            Ok(lock) => return Ok(lock),
+            Err(held) => held,
+        };
+        for ended in held.end_overdue(file.clock().now()) {
+            tracing::warn!(%consumer, %ended, "an orphan of an earlier instance had passed its deadline and was ended");
+        }
+        if Instant::now() >= until {
+            return Err(BrokerError::Unavailable(held.to_string().into()));
+        }
+        tokio::time::sleep(LOCK_RETRY).await;
+    }
+}
+
+/// The statement that reads the heads of these topics. Numbers are all that goes into it.
+fn heads_of(topics: impl Iterator<Item = i64>) -> String {
+    let topics: Vec<String> = topics.map(|id| id.to_string()).collect();
+    format!("select topic, number, next from aq_partitions where topic in ({})", topics.join(", "))
+}
+
+impl State {
+    fn assign(&mut self, epoch: Epoch, floors: Vec<Floor>) {
+        for Floor { partition, topic, floor } in floors {
+            let part = Part { topic, epoch, owned: true, cursor: floor, next: floor + 1 };
+            self.parts.insert(partition.clone(), part);
+            let floor = (floor > 0).then_some(Position(floor));
+            self.notes.push_back(Arrival::Assigned { partition, epoch, floor, lease: Lease::forever() });
+        }
+    }
+
+    /// The next partition with something to read, after the one it was served from last.
+    fn choose(&self, room: Room<'_>) -> Option<(Partition, i64, Epoch, u64)> {
+        if room.deliveries_max == 0 {
+            return None;
+        }
+        let last = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let (after, rest) = (self.parts.range::<Partition, _>((last, Bound::Unbounded)), self.parts.iter());
+        let has_more =
+            |(p, part): &(&Partition, &Part)| part.owned && part.cursor + 1 < part.next && !room.paused.contains(p);
+        let (partition, part) = after.chain(rest).find(has_more)?;
+        Some((partition.clone(), part.topic, part.epoch, part.cursor))
+    }
+
+    /// A batch was read: the partition's cursor moves, unless it was assigned anew meanwhile.
+    fn served(&mut self, partition: &Partition, epoch: Epoch, last: Option<Position>) -> bool {
+        let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned && part.epoch == epoch) else {
+            return false;
+        };
+        match last {
+            Some(last) => part.cursor = last.0,
+            // What was there is gone: retention has deleted it.
+            None => part.cursor = part.next - 1,
+        }
+        self.last = Some(partition.clone());
+        last.is_some()
+    }
+}
+
+impl SqliteMember {
+    async fn arrival(&self, room: Room<'_>) -> Result<Arrival, BrokerError> {
+        let mut reader = self.reader.lock().await;
+        loop {
+            let chosen = {
+                let mut state = self.state.lock();
+                if state.left {
+                    return Err(BrokerError::Closed);
+                }
+                if let Some(note) = state.notes.pop_front() {
+                    return Ok(note);
+                }
+                state.choose(room)
+            };
+            if let Some((partition, topic, epoch, after)) = chosen {
+                if let Some(arrival) = self.read(&mut reader, room, partition, (topic, epoch, after)).await? {
+                    return Ok(arrival);
+                }
+            } else if std::mem::take(&mut reader.stale) {
+                if let Err(error) = self.refresh(&mut reader).await {
+                    reader.stale = true;
+                    return Err(error);
+                }
+            } else {
+                reader.wait(&self.file).await?;
+            }
+        }
+    }
+
+    /// Reads the next messages of a partition.
+    async fn read(
+        &self,
+        reader: &mut Reader,
+        room: Room<'_>,
+        partition: Partition,
+        (topic, epoch, after): (i64, Epoch, u64),
+    ) -> Result<Option<Arrival>, BrokerError> {
+        let slice = Slice { partition: &partition, topic, after, limit: room.deliveries_max.min(BATCH_MAX) };
+        let read = slice.read(&mut reader.connection).await;
+        let messages = match read.map_err(|e| self.file.explain(e)).and_then(std::convert::identity) {
+            Ok(messages) => messages,
+            Err(StoreError::Unavailable(source)) => return Err(BrokerError::Unavailable(source)),
+            // Damage stops the partition, and no other.
+            Err(error) => {
+                if let Some(part) = self.state.lock().parts.get_mut(&partition) {
+                    part.owned = false;
+                }
+                return Ok(Some(Arrival::Stopped { partition, why: error.to_string() }));
+            }
+        };
+        if let Some((first, _)) = messages.first().filter(|(first, _)| first.0 > after + 1) {
+            tracing::warn!(%partition, after, next = first.0, "messages were deleted before this consumer had read them");
+        }
+        if !self.state.lock().served(&partition, epoch, messages.last().map(|(position, _)| *position)) {
+            return Ok(None);
+        }
+        reader.busy_at = Instant::now();
+        let deliveries = messages.into_iter().map(|(position, message)| {
+            let ticket = Ticket::new(position, position.0);
+            Delivery { message, ticket }
+        });
+        Ok(Some(Arrival::Batch { partition, deliveries: deliveries.collect() }))
+    }
+
+    /// Looks where the partitions end by now, and for new topics.
+    async fn refresh(&self, reader: &mut Reader) -> Result<(), BrokerError> {
+        let failed = |e| broker_error(&self.file.explain(e));
+        if !self.patterns.is_empty() {
+            self.find_topics(reader).await?;
+        }
+        let rows = sqlx::query(assembled(reader.heads.clone())).fetch_all(&mut reader.connection).await;
+        let rows = rows.map_err(failed)?;
+        let mut next = BTreeMap::new();
+        for row in rows {
+            let place: (i64, u32) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+            next.insert(place, row.try_get::<i64, _>(2).map_err(failed)?.cast_unsigned());
+        }
+        for (partition, part) in &mut self.state.lock().parts {
+            if let Some(next) = next.get(&(part.topic, partition.index)) {
+                part.next = *next;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in topics that were created since and match a pattern.
+    async fn find_topics(&self, reader: &mut Reader) -> Result<(), BrokerError> {
+        let failed = |e| broker_error(&self.file.explain(e));
+        let row = sqlx::query("select coalesce(max(id), 0) from aq_topics").fetch_one(&mut reader.connection).await;
+        let highest: i64 = row.and_then(|row| row.try_get(0)).map_err(failed)?;
+        if highest == reader.topics_seen {
+            return Ok(());
+        }
+        let names = topic_names(&mut reader.connection).await.map_err(failed)?;
+        let known: Vec<i64> = self.state.lock().parts.values().map(|part| part.topic).collect();
+        let wanted = |topic: &Topic| {
+            self.exact.contains(topic) || self.patterns.iter().any(|pattern| pattern.matches(topic.as_str()))
+        };
+        let topics: Vec<_> = names.into_iter().filter(|(id, topic)| !known.contains(id) && wanted(topic)).collect();
+        if !topics.is_empty() {
+            let epoch = self.state.lock().parts.values().map(|part| part.epoch).max();
+            // A topic that is new has nothing old.
+            let start = if self.start == Start::New { Start::Beginning } else { self.start };
+            let (consumer, file) = (self.consumer.clone(), self.file.clone());
+            let enter = Enter { consumer, topics: topics.clone(), start, epoch, file };
+            let (epoch, floors) = self.file.write_with(enter).await.map_err(|e| broker_error(&e))?;
+            self.state.lock().assign(epoch, floors);
+        }
+        let all = known.into_iter().chain(topics.iter().map(|(id, _)| *id));
+        reader.heads = heads_of(all.collect::<std::collections::BTreeSet<_>>().into_iter());
+        reader.topics_seen = highest;
+        Ok(())
+    }
+
+    fn part(&self, partition: &Partition) -> Result<(i64, Epoch), BrokerError> {
+        let state = self.state.lock();
+        if state.left {
+            return Err(BrokerError::Closed);
+        }
+        let part = state.parts.get(partition).filter(|part| part.owned);
+        part.map(|part| (part.topic, part.epoch)).ok_or_else(|| BrokerError::Lost { partition: partition.clone() })
+    }
+}
+
+impl Reader {
+    /// Waits for a commit of this process, or until it is time to look for one of another.
+    async fn wait(&mut self, file: &SqliteFile) -> Result<(), BrokerError> {
+        let quiet = self.busy_at.elapsed();
+        let every = if quiet < QUIET { LOOK } else { (quiet / 50).min(LOOK_MAX) };
+        tokio::select! {
+            biased;
+            // An error means that the file is gone, and with it this member.
+            _ = self.changes.changed() => self.stale = true,
+            () = tokio::time::sleep_until(self.looked_at + every) => {
+                self.looked_at = Instant::now();
+                let row = sqlx::query("pragma data_version").fetch_one(&mut self.connection).await;
+                let version: i64 = row.and_then(|row| row.try_get(0)).map_err(|e| broker_error(&file.explain(e)))?;
+                self.stale = std::mem::replace(&mut self.data_version, version) != version;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Membership for SqliteMember {
+    fn next<'a>(&'a self, room: Room<'a>) -> BoxFuture<'a, Result<Arrival, BrokerError>> {
+        Box::pin(self.arrival(room))
+    }
+
+    fn settle<'a>(
+        &'a self,
+        partition: &'a Partition,
+        settles: &'a [broker::Settle],
+    ) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            let (topic, epoch) = self.part(partition)?;
+            let floor = settles.iter().filter_map(|settle| match settle {
+                broker::Settle::Floor(position) => Some(position.0),
+                _ => None,
+            });
+            let Some(floor) = floor.max() else { return Ok(()) };
+            let (consumer, file, number) = (self.consumer.clone(), self.file.clone(), partition.index);
+            let settle = Settle { consumer, topic, number, epoch, floor, file };
+            let current = self.file.write_with(settle).await.map_err(|e| broker_error(&e))?;
+            current.then_some(()).ok_or_else(|| BrokerError::Lost { partition: partition.clone() })
+        })
+    }
+
+    fn release<'a>(&'a self, partition: &'a Partition, above: Option<Epoch>) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            let (topic, epoch) = self.part(partition)?;
+            if let Some(part) = self.state.lock().parts.get_mut(partition) {
+                part.owned = false;
+            }
+            let above = above.map_or(epoch, |above| above.max(epoch));
+            let (consumer, file, number) = (self.consumer.clone(), self.file.clone(), partition.index);
+            let restart = Restart { consumer, topic, number, above, file };
+            let (epoch, floor) = self.file.write_with(restart).await.map_err(|e| broker_error(&e))?;
+            self.state.lock().assign(epoch, vec![Floor { partition: partition.clone(), topic, floor }]);
+            Ok(())
+        })
+    }
+
+    fn leave(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Box::pin(async move {
+            self.state.lock().left = true;
+            drop(self.lock.lock().take());
+            Ok(())
+        })
+    }
+}

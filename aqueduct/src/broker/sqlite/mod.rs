@@ -1,0 +1,299 @@
+//! The embedded broker: a durable log in an SQLite file.
+
+mod consumer;
+mod lock;
+mod member;
+mod retention;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::broker::{Abilities, Broker, Membership, Ownership, Receipt, Subscription};
+use crate::error::{BrokerError, StoreError};
+use crate::message::Message;
+use crate::outcome::BoxFuture;
+use crate::pattern::Pattern;
+use crate::store::sql::log::{Append, Appended, TopicEntry, create_topic, find_topic};
+use crate::store::sql::sqlite::{PARTITIONS, SqliteFile};
+use crate::store::sql::writer::Task;
+use crate::topic::{Text, Topic};
+
+pub use lock::{ChildRecord, Children};
+pub use retention::Retention;
+
+/// A durable broker in an [`SqliteFile`]: for development, tests, edge and small services, without a server.
+///
+/// Topics are logs with partitions, which keep what they hold until [`retention`](Self::retention) says otherwise. A
+/// message is confirmed when its commit is; what comes in while a commit is under way shares the next. Publishing the same
+/// identity again is recognised for as long as the log holds it.
+///
+/// A consumer has **one instance at a time**, in one process, which is held by an OS file lock beside the file: a second
+/// one says who has it, and waits. Another process's publish wakes a consumer within 50 ms; after 10 s without any it looks
+/// less and less often, down to once a second.
+///
+/// A subscription may name topics by pattern: `orders.*` is every topic of two segments that begins with `orders`, `>` is
+/// every topic; those that are created later are joined too.
+///
+/// The trap: SQLite's locks need a local disk.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
+/// use aqueduct::{Event, Publisher, sqlite::SqliteBroker};
+/// let broker = SqliteBroker::open(&path).await?;
+/// let event = Event::new("order.placed", "order-7")?.topic("orders").key("order-7");
+/// assert!(!Publisher::new("shop", broker).publish(event).await?.duplicate);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct SqliteBroker(Arc<Shared>);
+
+struct Shared {
+    file: SqliteFile,
+    /// How long joining waits for another instance.
+    wait: Duration,
+    /// Topics that are known to be in the file, where they stay.
+    topics: Mutex<BTreeMap<Topic, TopicEntry>>,
+    /// Where the next message without a key goes.
+    turn: AtomicU64,
+    retention: Mutex<Option<tokio::task::AbortHandle>>,
+    /// Of the consumers that were joined here, where the programs of their handlers are recorded.
+    children: Mutex<BTreeMap<Text, Children>>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(task) = self.retention.lock().take() {
+            task.abort();
+        }
+    }
+}
+
+impl SqliteBroker {
+    /// The broker in a file.
+    pub fn new(file: &SqliteFile) -> Self {
+        Self::with(file.clone(), Duration::from_secs(1))
+    }
+
+    /// The broker in the file at this path, which is created unless it exists.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        SqliteFile::open(path).await.map(|file| Self::new(&file))
+    }
+
+    fn with(file: SqliteFile, wait: Duration) -> Self {
+        let (topics, turn) = (Mutex::default(), AtomicU64::new(0));
+        Self(Arc::new(Shared { file, wait, topics, turn, retention: Mutex::default(), children: Mutex::default() }))
+    }
+
+    /// The file it is in.
+    pub fn file(&self) -> &SqliteFile {
+        &self.0.file
+    }
+
+    /// How long joining waits for another instance of the consumer before it says who that is; a service tries again until
+    /// it is stopped. Defaults to 1 s.
+    pub fn wait(self, patience: Duration) -> Self {
+        Self::with(self.0.file.clone(), patience)
+    }
+
+    /// What is deleted from the log, and when: once a minute from now on, for as long as this broker or a clone of it
+    /// lives. Defaults to keeping everything.
+    ///
+    /// Needs a tokio runtime.
+    pub fn retention(self, retention: Retention) -> Self {
+        let task = tokio::spawn(retention::keep(self.0.file.clone(), retention));
+        if let Some(before) = self.0.retention.lock().replace(task.abort_handle()) {
+            before.abort();
+        }
+        self
+    }
+
+    /// Deletes now what is over the limits.
+    pub async fn delete_now(&self, retention: Retention) -> Result<(), BrokerError> {
+        retention::delete_all(&self.0.file, retention).await.map_err(|e| broker_error(&e))
+    }
+
+    /// Creates a topic unless it exists.
+    pub async fn declare(&self, topic: impl Into<Topic>) -> Result<(), BrokerError> {
+        let topic = topic.into();
+        topic.check()?;
+        let task = Find {
+            topic: topic.clone(),
+            create: Some(self.0.file.create().unwrap_or(PARTITIONS)),
+            file: self.0.file.clone(),
+        };
+        if let Some(entry) = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))? {
+            self.0.topics.lock().insert(topic, entry);
+        }
+        Ok(())
+    }
+
+    /// Where the programs are recorded that handlers of this consumer start; none if it was not joined by this broker or a
+    /// clone of it.
+    pub fn children(&self, consumer: &str) -> Option<Children> {
+        self.0.children.lock().get(&Text::from(consumer)).cloned()
+    }
+
+    /// Forgets a consumer that is gone for good: up to where it had settled, so that retention does not wait for it any
+    /// more. Started again it would begin like a new one. Refused while an instance runs.
+    pub async fn forget(&self, consumer: impl Into<Text>) -> Result<(), BrokerError> {
+        let (consumer, file) = (consumer.into(), self.0.file.clone());
+        let _lock = member::take_lock(&file, &consumer, Duration::ZERO).await?;
+        let forget = consumer::Forget { consumer, file: file.clone() };
+        file.write_with(forget).await.map_err(|e| broker_error(&e))
+    }
+
+    async fn publish_all(&self, messages: Vec<Message>) -> Vec<Result<Receipt, BrokerError>> {
+        if self.0.file.is_held_here() {
+            return messages.iter().map(|_| Err(BrokerError::Refused(INSIDE.into()))).collect();
+        }
+        let limit = self.abilities().message_bytes_max;
+        let refusals: Vec<Option<BrokerError>> = messages.iter().map(|m| check_message(m, limit).err()).collect();
+        let good = messages.into_iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
+        let mut answers = self.append(good.map(|(message, _)| message).collect()).await.into_iter();
+        let answer = |refusal: Option<BrokerError>| match refusal {
+            Some(error) => Err(error),
+            None => answers.next().unwrap_or(Err(BrokerError::Closed)),
+        };
+        refusals.into_iter().map(answer).collect()
+    }
+
+    async fn append(&self, messages: Vec<Message>) -> Vec<Result<Receipt, BrokerError>> {
+        let count = messages.len();
+        if count == 0 {
+            return Vec::new();
+        }
+        let task = AppendAll {
+            messages,
+            topics: self.0.topics.lock().clone(),
+            turn: self.0.turn.fetch_add(count as u64, Ordering::Relaxed),
+            file: self.0.file.clone(),
+        };
+        match self.0.file.write_with(task).await {
+            Ok(appended) => {
+                self.0.topics.lock().extend(appended.topics);
+                appended.answers
+            }
+            Err(error) => (0..count).map(|_| Err(broker_error(&error))).collect(),
+        }
+    }
+
+    /// Says whether a topic can be used; creates one that is missing where that is wanted.
+    async fn find(&self, topic: &Topic) -> Result<TopicEntry, BrokerError> {
+        let known = self.0.topics.lock().get(topic).cloned();
+        if let Some(entry) = known {
+            return Ok(entry);
+        }
+        let task = Find { topic: topic.clone(), create: self.0.file.create(), file: self.0.file.clone() };
+        let found = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))?;
+        let entry = found.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })?;
+        self.0.topics.lock().insert(topic.clone(), entry.clone());
+        Ok(entry)
+    }
+}
+
+impl Broker for SqliteBroker {
+    fn abilities(&self) -> Abilities {
+        let abilities = Abilities::new(Ownership::Floor);
+        Abilities { durable: true, ordered_publish: true, dedup: true, one_instance: true, ..abilities }
+    }
+
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Vec<Result<Receipt, BrokerError>>> {
+        Box::pin(self.publish_all(messages))
+    }
+
+    fn check_topic<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            match wildcard(topic)? {
+                Some(_) => Ok(()),
+                None => self.find(topic).await.map(drop),
+            }
+        })
+    }
+
+    fn join(&self, subscription: Subscription) -> BoxFuture<'_, Result<Arc<dyn Membership>, BrokerError>> {
+        Box::pin(async move { Ok(Arc::new(member::join(self, subscription).await?) as Arc<dyn Membership>) })
+    }
+}
+
+impl std::fmt::Debug for SqliteBroker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteBroker").field("file", &self.0.file).finish_non_exhaustive()
+    }
+}
+
+/// Why a publish from inside a transaction on the same file cannot be waited for.
+const INSIDE: &str = "this handler holds a transaction on the same file, which a publish of its own would wait for: use `tx.publish(event)`, which commits with it";
+
+fn check_message(message: &Message, limit: usize) -> Result<(), BrokerError> {
+    if wildcard(&message.topic)?.is_some() {
+        let text = format!("{:?} stands for many topics: publish to one without `*` and `>`", message.topic);
+        return Err(BrokerError::Refused(text));
+    }
+    let bytes = message.size();
+    if bytes > limit { Err(BrokerError::TooLarge { bytes, limit }) } else { Ok(()) }
+}
+
+/// The pattern that a topic's name is, if it has a wildcard.
+fn wildcard(topic: &Topic) -> Result<Option<Pattern>, BrokerError> {
+    topic.check()?;
+    let segments = topic.as_str().split('.');
+    if !segments.into_iter().any(|segment| matches!(segment, "*" | ">")) {
+        return Ok(None);
+    }
+    Pattern::parse(topic.as_str()).map(Some).map_err(|e| BrokerError::Refused(format!("topic {topic:?}: {e}")))
+}
+
+fn broker_error(error: &StoreError) -> BrokerError {
+    match error {
+        StoreError::Unavailable(source) => BrokerError::Unavailable(source.to_string().into()),
+        other => BrokerError::Refused(other.to_string()),
+    }
+}
+
+/// Appends messages of one publisher.
+struct AppendAll {
+    messages: Vec<Message>,
+    topics: BTreeMap<Topic, TopicEntry>,
+    turn: u64,
+    file: SqliteFile,
+}
+
+impl Task for AppendAll {
+    type Answer = Appended;
+
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Appended, StoreError>> {
+        Box::pin(async move {
+            let Self { messages, topics, turn, file } = self;
+            let append = Append { messages, topics, create: file.create(), turn: *turn, now: file.clock().now() };
+            append.run(connection).await.map_err(|e| file.explain(e))
+        })
+    }
+}
+
+/// Finds a topic, or creates it.
+struct Find {
+    topic: Topic,
+    create: Option<u32>,
+    file: SqliteFile,
+}
+
+impl Task for Find {
+    type Answer = Option<TopicEntry>;
+
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
+        Box::pin(async move {
+            let found = match (find_topic(connection, &self.topic).await, self.create) {
+                (Ok(None), Some(partitions)) => create_topic(connection, &self.topic, partitions).await.map(Some),
+                (found, _) => found,
+            };
+            found.map_err(|e| self.file.explain(e))
+        })
+    }
+}

@@ -1,0 +1,171 @@
+//! What is deleted from the log, and when.
+
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::clock::Timestamp;
+use crate::error::StoreError;
+use crate::outcome::BoxFuture;
+use crate::store::sql::sqlite::SqliteFile;
+use crate::store::sql::writer::Task;
+
+/// How often it is looked for what can be deleted.
+const EVERY: Duration = Duration::from_mins(1);
+
+/// Rows deleted in one commit; others write between two.
+const CHUNK: i64 = 500;
+
+/// How long the log keeps its messages. Everything that is set must allow a message to stay.
+///
+/// Nothing is deleted that a consumer has not settled, however old it is: a consumer that is gone for good holds the log
+/// until it is [forgotten](crate::sqlite::SqliteBroker::forget), or [`drop_unread`](Self::drop_unread) says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "it is given to `SqliteBroker::retention`"]
+pub struct Retention {
+    age: Option<Duration>,
+    bytes: Option<u64>,
+    drop_unread: bool,
+}
+
+impl Retention {
+    /// Keeps everything.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Deletes messages that are older. Defaults to no limit.
+    pub fn age(mut self, age: Duration) -> Self {
+        self.age = Some(age);
+        self
+    }
+
+    /// Deletes the oldest messages of a topic while keys, headers and bodies of all are larger together. Defaults to no
+    /// limit.
+    pub fn bytes(mut self, bytes: u64) -> Self {
+        self.bytes = Some(bytes);
+        self
+    }
+
+    /// Deletes messages that consumers have not settled too: what they had not read is lost to them, and a line in the log
+    /// says so. Defaults to keeping them.
+    pub fn drop_unread(mut self) -> Self {
+        self.drop_unread = true;
+        self
+    }
+}
+
+/// Deletes what is over the limits, once in a while, for ever.
+pub(super) async fn keep(file: SqliteFile, retention: Retention) {
+    loop {
+        if let Err(error) = delete_all(&file, retention).await {
+            tracing::warn!(?file, %error, "old messages were not deleted; it is tried again");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Deletes all that is over the limits now.
+pub(super) async fn delete_all(file: &SqliteFile, retention: Retention) -> Result<(), StoreError> {
+    let mut partitions = file.write_with(Partitions { file: file.clone() }).await?;
+    while let Some((topic, number)) = partitions.pop() {
+        let delete = Delete { topic, number, retention, file: file.clone() };
+        while file.write_with(delete.clone()).await? {}
+    }
+    Ok(())
+}
+
+struct Partitions {
+    file: SqliteFile,
+}
+
+impl Task for Partitions {
+    type Answer = Vec<(i64, i64)>;
+
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
+        Box::pin(async move {
+            let rows = sqlx::query("select topic, number from aq_partitions").fetch_all(connection).await;
+            let places = rows.and_then(|rows| rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect());
+            places.map_err(|e| self.file.explain(e))
+        })
+    }
+}
+
+/// Deletes a chunk of one partition; true if there may be more.
+#[derive(Clone)]
+struct Delete {
+    topic: i64,
+    number: i64,
+    retention: Retention,
+    file: SqliteFile,
+}
+
+impl Task for Delete {
+    type Answer = bool;
+
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<bool, StoreError>> {
+        let now = self.file.clock().now();
+        Box::pin(async move { self.delete(connection, now).await.map_err(|e| self.file.explain(e)) })
+    }
+}
+
+impl Delete {
+    async fn delete(&self, connection: &mut SqliteConnection, now: Timestamp) -> Result<bool, sqlx::Error> {
+        let settled = if self.retention.drop_unread { i64::MAX } else { self.settled(connection).await? };
+        let rows = sqlx::query(
+            "select position, stored_at, coalesce(length(key), 0) + length(body) + length(headers) from aq_log
+             where topic = ? and number = ? and position <= ? order by position limit ?",
+        )
+        .bind(self.topic)
+        .bind(self.number)
+        .bind(settled)
+        .bind(CHUNK)
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut excess = self.excess(connection).await?;
+        let (mut last, mut bytes) = (None, 0);
+        for row in &rows {
+            let (position, stored_at, size): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            let age = now.since(Timestamp::from_unix_ms(stored_at));
+            if excess <= 0 && self.retention.age.is_none_or(|most| age <= most) {
+                break;
+            }
+            (last, bytes, excess) = (Some(position), bytes + size, excess - size);
+        }
+        let Some(last) = last else { return Ok(false) };
+        sqlx::query("delete from aq_log where topic = ? and number = ? and position <= ?")
+            .bind(self.topic)
+            .bind(self.number)
+            .bind(last)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query("update aq_partitions set bytes = max(bytes - ?, 0) where topic = ? and number = ?")
+            .bind(bytes)
+            .bind(self.topic)
+            .bind(self.number)
+            .execute(connection)
+            .await?;
+        Ok(rows.len() == usize::try_from(CHUNK).unwrap_or(usize::MAX))
+    }
+
+    /// Up to where every consumer has settled the partition; without consumers, everything.
+    async fn settled(&self, connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+        let row = sqlx::query("select min(floor) from aq_floors where topic = ? and number = ?")
+            .bind(self.topic)
+            .bind(self.number)
+            .fetch_one(connection)
+            .await?;
+        Ok(row.try_get::<Option<i64>, _>(0)?.unwrap_or(i64::MAX))
+    }
+
+    /// How many bytes the topic has too many.
+    async fn excess(&self, connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+        let Some(most) = self.retention.bytes else { return Ok(0) };
+        let row = sqlx::query("select coalesce(sum(bytes), 0) from aq_partitions where topic = ?")
+            .bind(self.topic)
+            .fetch_one(connection)
+            .await?;
+        Ok(row.try_get::<i64, _>(0)?.saturating_sub(i64::try_from(most).unwrap_or(i64::MAX)))
+    }
+}

@@ -1,0 +1,402 @@
+//! The log of the embedded broker: appending to it, inside whatever transaction, and reading it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::codec::{Decoder, Encoder, VERSION, checksum};
+use super::sqlite::assembled;
+use crate::broker::Receipt;
+use crate::clock::Timestamp;
+use crate::error::{BrokerError, StoreError};
+use crate::message::Message;
+use crate::topic::{Partition, Position, Text, Topic};
+
+/// Rows in one statement: many rows share its cost, and few different statements have to be prepared.
+const CHUNKS: [usize; 3] = [64, 8, 1];
+
+/// A topic as it is in the file. Its partitions never change.
+#[derive(Clone, Debug)]
+pub(crate) struct TopicEntry {
+    pub(crate) id: i64,
+    pub(crate) partitions: u32,
+}
+
+/// What is appended and how.
+pub(crate) struct Append<'a> {
+    pub(crate) messages: &'a [Message],
+    /// Topics that are known to be committed.
+    pub(crate) topics: &'a BTreeMap<Topic, TopicEntry>,
+    /// How many partitions a topic gets that does not exist; none to refuse it.
+    pub(crate) create: Option<u32>,
+    /// Where the first message without a key goes.
+    pub(crate) turn: u64,
+    pub(crate) now: Timestamp,
+}
+
+/// What came of it.
+pub(crate) struct Appended {
+    pub(crate) answers: Vec<Result<Receipt, BrokerError>>,
+    /// Topics that were looked up or created; they count when the transaction is committed.
+    pub(crate) topics: BTreeMap<Topic, TopicEntry>,
+}
+
+/// A message on its way into the file.
+struct Entry<'a> {
+    /// Its place among the answers.
+    number: usize,
+    message: &'a Message,
+    topic: i64,
+    partition: u32,
+    position: i64,
+    headers: Bytes,
+}
+
+/// The positions that one append takes of a partition.
+struct Share {
+    base: i64,
+    rows: i64,
+    bytes: i64,
+}
+
+impl Append<'_> {
+    /// Appends all messages that can be, in their order, and answers each.
+    pub(crate) async fn run(&self, connection: &mut SqliteConnection) -> Result<Appended, sqlx::Error> {
+        let mut answers: Vec<Option<Result<Receipt, BrokerError>>> = self.messages.iter().map(|_| None).collect();
+        let mut topics = BTreeMap::new();
+        let mut entries = Vec::with_capacity(self.messages.len());
+        for (number, message) in self.messages.iter().enumerate() {
+            match self.topic(connection, &mut topics, &message.topic).await? {
+                None => {
+                    let topic = message.topic.clone();
+                    answers[number] = Some(Err(BrokerError::NoSuchTopic { topic }));
+                }
+                Some(topic) => {
+                    let partition = self.partition(message, number, topic.partitions);
+                    let mut headers = Encoder::default();
+                    headers.headers(&message.headers);
+                    let headers = headers.finish();
+                    entries.push(Entry { number, message, topic: topic.id, partition, position: 0, headers });
+                }
+            }
+        }
+        let shares = reserve(connection, &mut entries).await?;
+        if insert(connection, &entries, self.now).await? == entries.len() as u64 {
+            for entry in &entries {
+                answers[entry.number] = Some(Ok(entry.receipt(false)));
+            }
+        } else {
+            insert_singly(connection, &mut entries, shares, self.now, &mut answers).await?;
+        }
+        let unanswered = || Err(BrokerError::Closed);
+        Ok(Appended { answers: answers.into_iter().map(|a| a.unwrap_or_else(unanswered)).collect(), topics })
+    }
+
+    /// The topic's entry: known, looked up or created; none if it does not exist and is not to be created.
+    async fn topic(
+        &self,
+        connection: &mut SqliteConnection,
+        found: &mut BTreeMap<Topic, TopicEntry>,
+        name: &Topic,
+    ) -> Result<Option<TopicEntry>, sqlx::Error> {
+        if let Some(entry) = self.topics.get(name).or_else(|| found.get(name)) {
+            return Ok(Some(entry.clone()));
+        }
+        let entry = match (find_topic(connection, name).await?, self.create) {
+            (Some(entry), _) => entry,
+            (None, None) => return Ok(None),
+            (None, Some(partitions)) => create_topic(connection, name, partitions).await?,
+        };
+        found.insert(name.clone(), entry.clone());
+        Ok(Some(entry))
+    }
+
+    fn partition(&self, message: &Message, number: usize, count: u32) -> u32 {
+        let chosen = match message.key() {
+            Some(key) => xxh3_64(key),
+            None => self.turn.wrapping_add(number as u64),
+        };
+        u32::try_from(chosen % u64::from(count.max(1))).unwrap_or(0)
+    }
+}
+
+impl Entry<'_> {
+    fn receipt(&self, duplicate: bool) -> Receipt {
+        receipt(&self.message.topic, i64::from(self.partition), self.position, duplicate)
+    }
+
+    fn size(&self) -> i64 {
+        let key = self.message.key().map_or(0, Bytes::len);
+        i64::try_from(key + self.headers.len() + self.message.body.len()).unwrap_or(i64::MAX)
+    }
+
+    fn checksum(&self, now: Timestamp) -> i64 {
+        let key = self.message.key().map_or(&[][..], |key| key);
+        let numbers = [self.topic, i64::from(self.partition), self.position, now.unix_ms()];
+        checksum(&numbers, &[key, &self.headers, &self.message.body])
+    }
+}
+
+fn receipt(topic: &Topic, partition: i64, position: i64, duplicate: bool) -> Receipt {
+    let partition = Partition { topic: topic.clone(), index: u32::try_from(partition).unwrap_or(0) };
+    Receipt::new(partition, Position(position.cast_unsigned()), duplicate)
+}
+
+/// The topic's entry; none if it does not exist.
+pub(crate) async fn find_topic(
+    connection: &mut SqliteConnection,
+    name: &Topic,
+) -> Result<Option<TopicEntry>, sqlx::Error> {
+    let row = sqlx::query(
+        "select id, (select count(*) from aq_partitions where topic = aq_topics.id) from aq_topics where name = ?",
+    )
+    .bind(name.as_str().to_owned())
+    .fetch_optional(connection)
+    .await?;
+    let entry = |row: SqliteRow| Ok(TopicEntry { id: row.try_get(0)?, partitions: row.try_get(1)? });
+    row.map(entry).transpose()
+}
+
+/// Creates a topic that does not exist.
+pub(crate) async fn create_topic(
+    connection: &mut SqliteConnection,
+    name: &Topic,
+    partitions: u32,
+) -> Result<TopicEntry, sqlx::Error> {
+    let partitions = partitions.max(1);
+    let row = sqlx::query("insert into aq_topics (name) values (?) returning id")
+        .bind(name.as_str().to_owned())
+        .fetch_one(&mut *connection)
+        .await?;
+    let id: i64 = row.try_get(0)?;
+    sqlx::query(
+        "with recursive n(i) as (select 0 union all select i + 1 from n where i + 1 < ?)
+         insert into aq_partitions (topic, number) select ?, i from n",
+    )
+    .bind(i64::from(partitions))
+    .bind(id)
+    .execute(connection)
+    .await?;
+    Ok(TopicEntry { id, partitions })
+}
+
+/// Takes positions for all entries. The first statement writes, so that a transaction that has only read so far waits for
+/// its turn here and does not fail later.
+async fn reserve(
+    connection: &mut SqliteConnection,
+    entries: &mut [Entry<'_>],
+) -> Result<BTreeMap<(i64, u32), Share>, sqlx::Error> {
+    let mut shares: BTreeMap<(i64, u32), Share> = BTreeMap::new();
+    for entry in entries.iter() {
+        let share = shares.entry((entry.topic, entry.partition)).or_insert(Share { base: 0, rows: 0, bytes: 0 });
+        share.rows += 1;
+        share.bytes = share.bytes.saturating_add(entry.size());
+    }
+    for ((topic, partition), share) in &mut shares {
+        let row = sqlx::query(
+            "update aq_partitions set next = next + ?, bytes = bytes + ? where topic = ? and number = ? returning next",
+        )
+        .bind(share.rows)
+        .bind(share.bytes)
+        .bind(*topic)
+        .bind(i64::from(*partition))
+        .fetch_one(&mut *connection)
+        .await?;
+        share.base = row.try_get::<i64, _>(0)? - share.rows;
+    }
+    let mut next: BTreeMap<(i64, u32), i64> = shares.iter().map(|(at, share)| (*at, share.base)).collect();
+    for entry in entries {
+        if let Some(next) = next.get_mut(&(entry.topic, entry.partition)) {
+            entry.position = *next;
+            *next += 1;
+        }
+    }
+    Ok(shares)
+}
+
+/// Inserts entries whose identity is new; answers how many were.
+async fn insert(
+    connection: &mut SqliteConnection,
+    mut entries: &[Entry<'_>],
+    now: Timestamp,
+) -> Result<u64, sqlx::Error> {
+    let mut inserted = 0;
+    while !entries.is_empty() {
+        let rows = CHUNKS.into_iter().find(|rows| *rows <= entries.len()).unwrap_or(1);
+        let (chunk, rest) = entries.split_at(rows);
+        entries = rest;
+        let mut query = sqlx::query(assembled(insert_statement(rows)));
+        for entry in chunk {
+            query = query
+                .bind(entry.topic)
+                .bind(i64::from(entry.partition))
+                .bind(entry.position)
+                .bind(entry.message.key().map(|key| key.to_vec()))
+                .bind(entry.message.dedup_id.as_ref().map(|id| id.as_str().to_owned()))
+                .bind(entry.headers.to_vec())
+                .bind(entry.message.body.to_vec())
+                .bind(now.unix_ms())
+                .bind(entry.checksum(now))
+                .bind(VERSION);
+        }
+        inserted += query.execute(&mut *connection).await?.rows_affected();
+    }
+    Ok(inserted)
+}
+
+fn insert_statement(rows: usize) -> String {
+    const ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let values = vec![ROW; rows].join(", ");
+    format!(
+        "insert into aq_log (topic, number, position, key, dedup_id, headers, body, stored_at, checksum, version)
+         values {values} on conflict (topic, dedup_id) where dedup_id is not null do nothing"
+    )
+}
+
+/// Some identities are there already: takes back what was inserted, and goes one by one.
+async fn insert_singly(
+    connection: &mut SqliteConnection,
+    entries: &mut [Entry<'_>],
+    mut shares: BTreeMap<(i64, u32), Share>,
+    now: Timestamp,
+    answers: &mut [Option<Result<Receipt, BrokerError>>],
+) -> Result<(), sqlx::Error> {
+    for ((topic, partition), share) in &mut shares {
+        sqlx::query("delete from aq_log where topic = ? and number = ? and position >= ?")
+            .bind(*topic)
+            .bind(i64::from(*partition))
+            .bind(share.base)
+            .execute(&mut *connection)
+            .await?;
+        (share.rows, share.bytes) = (-share.rows, share.bytes.saturating_neg());
+    }
+    for entry in entries {
+        let answer = match find_identity(connection, entry).await? {
+            Some((partition, position, same)) => {
+                let dedup_id = || entry.message.dedup_id.as_ref().map(ToString::to_string).unwrap_or_default();
+                let topic = &entry.message.topic;
+                if same {
+                    Ok(receipt(topic, partition, position, true))
+                } else {
+                    Err(BrokerError::IdentityReused { dedup_id: dedup_id() })
+                }
+            }
+            None => {
+                let Some(share) = shares.get_mut(&(entry.topic, entry.partition)) else { continue };
+                entry.position = share.base;
+                share.base += 1;
+                share.rows += 1;
+                share.bytes = share.bytes.saturating_add(entry.size());
+                insert(connection, std::slice::from_ref(entry), now).await?;
+                Ok(entry.receipt(false))
+            }
+        };
+        answers[entry.number] = Some(answer);
+    }
+    for ((topic, partition), share) in shares {
+        sqlx::query("update aq_partitions set next = next + ?, bytes = bytes + ? where topic = ? and number = ?")
+            .bind(share.rows)
+            .bind(share.bytes)
+            .bind(topic)
+            .bind(i64::from(partition))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Where an entry's identity is already, and whether with the same body.
+async fn find_identity(
+    connection: &mut SqliteConnection,
+    entry: &Entry<'_>,
+) -> Result<Option<(i64, i64, bool)>, sqlx::Error> {
+    let Some(id) = &entry.message.dedup_id else { return Ok(None) };
+    let found = sqlx::query("select number, position, body = ? from aq_log where topic = ? and dedup_id = ?")
+        .bind(entry.message.body.to_vec())
+        .bind(entry.topic)
+        .bind(id.as_str().to_owned())
+        .fetch_optional(connection)
+        .await?;
+    found.map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).transpose()
+}
+
+/// What is read of a partition.
+pub(crate) struct Slice<'a> {
+    pub(crate) partition: &'a Partition,
+    pub(crate) topic: i64,
+    /// Only above this position.
+    pub(crate) after: u64,
+    /// At most so many messages.
+    pub(crate) limit: usize,
+}
+
+impl Slice<'_> {
+    /// The messages with their positions, in order.
+    pub(crate) async fn read(
+        &self,
+        connection: &mut SqliteConnection,
+    ) -> Result<Result<Vec<(Position, Message)>, StoreError>, sqlx::Error> {
+        let rows = sqlx::query(
+            "select position, key, headers, body, stored_at, checksum, version from aq_log
+             where topic = ? and number = ? and position > ? order by position limit ?",
+        )
+        .bind(self.topic)
+        .bind(i64::from(self.partition.index))
+        .bind(self.after.cast_signed())
+        .bind(i64::try_from(self.limit).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await?;
+        let mut messages = Vec::with_capacity(rows.len());
+        let mut last: Option<i64> = None;
+        for row in &rows {
+            let position: i64 = row.try_get(0)?;
+            if last.is_some_and(|last| last + 1 != position) {
+                return Ok(Err(self.damaged(position, "those before it are gone")));
+            }
+            last = Some(position);
+            match self.message(row, position)? {
+                Ok(message) => messages.push((Position(position.cast_unsigned()), message)),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(messages))
+    }
+
+    fn message(&self, row: &SqliteRow, position: i64) -> Result<Result<Message, StoreError>, sqlx::Error> {
+        let version: i64 = row.try_get(6)?;
+        if version > VERSION {
+            let [found, known] = [version, VERSION].map(|v| u32::try_from(v).unwrap_or(u32::MAX));
+            return Ok(Err(StoreError::TooNew { found, known }));
+        }
+        let key: Option<Vec<u8>> = row.try_get(1)?;
+        let (headers, body): (Vec<u8>, Vec<u8>) = (row.try_get(2)?, row.try_get(3)?);
+        let (stored_at, expected): (i64, i64) = (row.try_get(4)?, row.try_get(5)?);
+        let numbers = [self.topic, i64::from(self.partition.index), position, stored_at];
+        if checksum(&numbers, &[key.as_deref().unwrap_or_default(), &headers, &body]) != expected {
+            return Ok(Err(self.damaged(position, "its checksum is wrong")));
+        }
+        let headers = match Decoder(headers.into()).headers() {
+            Ok(headers) => headers,
+            Err(error) => return Ok(Err(error)),
+        };
+        let topic = self.partition.topic.clone();
+        let stored_at = Some(Timestamp::from_unix_ms(stored_at));
+        Ok(Ok(Message { topic, key: key.map(Bytes::from), headers, body: body.into(), dedup_id: None, stored_at }))
+    }
+
+    fn damaged(&self, position: i64, what: &str) -> StoreError {
+        StoreError::Refused(format!(
+            "the message at {}:{position} is damaged ({what}): stop what uses the file, keep a copy, and restore a backup or try `sqlite3 FILE .recover`",
+            self.partition
+        ))
+    }
+}
+
+/// A name as the file has it, for topics that were created by other processes.
+pub(crate) async fn topic_names(connection: &mut SqliteConnection) -> Result<Vec<(i64, Topic)>, sqlx::Error> {
+    let rows = sqlx::query("select id, name from aq_topics order by id").fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, Topic::from(Text::from(row.try_get::<String, _>(1)?))))).collect()
+}

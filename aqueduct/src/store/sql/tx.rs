@@ -1,0 +1,188 @@
+//! Handlers that take a transaction.
+
+use std::any::Any;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use sqlx::Row;
+use sqlx::sqlite::{Sqlite, SqliteConnection};
+
+use super::outbox::Outbox;
+use super::sqlite::SqliteFile;
+use super::store::SqliteStore;
+use super::writer::Lent;
+use crate::broker::Receipt;
+use crate::call::{Call, Loan};
+use crate::error::{Error, Result, StoreError, WiringError};
+use crate::event::Event;
+use crate::extract::{FromCall, Rejection, Wiring};
+use crate::outcome::{BoxFuture, Unit};
+
+/// The transaction of an attempt, as an argument of a handler: what it writes, the events it publishes and the record that
+/// the event took effect are committed together, or none of them.
+///
+/// It derefs to the connection, so `&mut *tx` is what sqlx executes on. It is committed when the handler and every layer
+/// around it are done, and rolled back otherwise. An event that has taken effect before is skipped: its handler does not
+/// run. Handlers on one [`SqliteFile`] run one after another, many in one commit; their deliveries are settled after it. A
+/// commit that fails for another's sake spends no attempt.
+///
+/// The traps: no network inside, for nobody else writes to the file meanwhile, and after
+/// [`handler_limit`](super::SqliteOptions::handler_limit) the handler is dropped and its attempt has failed. `concurrency`
+/// is how many handlers can share a commit. Do not move it into a spawned task.
+///
+/// ```
+/// use aqueduct::{Event, Json, Result, Router, Tx, sqlite::Sqlite};
+///
+/// async fn reserve(Json(sku): Json<String>, mut tx: Tx<Sqlite>) -> Result<()> {
+///     sqlx::query("update stock set free = free - 1 where sku = ?").bind(&sku).execute(&mut *tx).await?;
+///     tx.publish(Event::new("stock.reserved", &sku)?.topic("stock").key(&sku)).await?;
+///     Ok(())
+/// }
+/// let app: Router = Router::new().on("order.placed", reserve);
+/// ```
+pub struct Tx<DB: TxDatabase> {
+    held: Option<DB::Held>,
+    loan: Option<Loan>,
+}
+
+/// A database whose transactions handlers can take.
+pub trait TxDatabase: sqlx::Database {
+    /// The transaction while a handler has it.
+    type Held: Unit + DerefMut<Target = Self::Connection> + 'static;
+}
+
+impl TxDatabase for Sqlite {
+    type Held = SqliteTx;
+}
+
+/// What a handler of [`Tx<Sqlite>`](Tx) has: the file's one writing connection, inside a savepoint.
+pub struct SqliteTx {
+    lent: Lent,
+    outbox: Outbox,
+}
+
+impl Deref for SqliteTx {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        self.lent.connection()
+    }
+}
+
+impl DerefMut for SqliteTx {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.lent.connection_mut()
+    }
+}
+
+impl Unit for SqliteTx {
+    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.lent.commit().await.map_err(|e| Error::from(e).uncounted()) })
+    }
+}
+
+impl<DB: TxDatabase> Deref for Tx<DB> {
+    type Target = DB::Connection;
+
+    fn deref(&self) -> &DB::Connection {
+        match &self.held {
+            Some(held) => held,
+            None => unreachable!("it is taken only when this is dropped"),
+        }
+    }
+}
+
+impl<DB: TxDatabase> DerefMut for Tx<DB> {
+    fn deref_mut(&mut self) -> &mut DB::Connection {
+        match &mut self.held {
+            Some(held) => held,
+            None => unreachable!("it is taken only when this is dropped"),
+        }
+    }
+}
+
+impl<DB: TxDatabase> Drop for Tx<DB> {
+    fn drop(&mut self) {
+        if let (Some(held), Some(loan)) = (self.held.take(), self.loan.take()) {
+            loan.give_back(Box::new(held));
+        }
+    }
+}
+
+impl<DB: TxDatabase> std::fmt::Debug for Tx<DB> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").finish_non_exhaustive()
+    }
+}
+
+impl Tx<Sqlite> {
+    /// Publishes an event to the log of this file, if the transaction commits. Its source is the consumer's name unless it
+    /// names one; it must name its topic.
+    pub async fn publish(&mut self, event: Event) -> Result<Receipt> {
+        match &mut self.held {
+            Some(SqliteTx { lent, outbox }) => outbox.publish(lent.connection_mut(), event).await,
+            None => unreachable!("it is taken only when this is dropped"),
+        }
+    }
+}
+
+impl<S: Sync> FromCall<S> for Tx<Sqlite> {
+    fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
+        let store: &dyn Any = wiring.store;
+        let text = "`Tx<Sqlite>` needs a store in an SQLite file: give the consumer one with `.store(SqliteStore::new(&file))`";
+        store.is::<SqliteStore>().then_some(()).ok_or_else(|| WiringError::new(text))
+    }
+
+    async fn from_call(call: &Call, _: &S) -> Result<Self, Rejection> {
+        let store = call.origin().store.as_ref().and_then(|store| store.downcast_ref::<SqliteStore>());
+        let Some(store) = store else {
+            let text = "there is no store in an SQLite file: serve this router with `.store(SqliteStore::new(&file))`";
+            return Err(Rejection::Failed(Error::msg(text).permanent()));
+        };
+        let file = store.file();
+        let loan = call.scope().lend()?;
+        let mut lent = file.lend().await.map_err(|e| Error::from(e).uncounted())?;
+        lent.held_here();
+        loan.ends(lent.until);
+        enter(call, file, lent.connection_mut()).await?;
+        let outbox = Outbox::new(call.origin().consumer.clone(), file);
+        Ok(Self { held: Some(SqliteTx { lent, outbox }), loan: Some(loan) })
+    }
+}
+
+/// Refuses an owner that has been replaced, and writes down that the event took effect, unless it has before. Nobody else
+/// writes until the commit, so the fence that is read here holds until then.
+async fn enter(call: &Call, file: &SqliteFile, connection: &mut SqliteConnection) -> Result<(), Rejection> {
+    let failed = |e| Rejection::Failed(Error::from(file.explain(e)).uncounted());
+    let (origin, event) = (call.origin(), call.event());
+    let (consumer, partition) = (&origin.consumer, &origin.partition);
+    let fence = sqlx::query("select epoch from aq_shards where consumer = ? and topic = ? and number = ?")
+        .bind(consumer.as_str().to_owned())
+        .bind(partition.topic.as_str().to_owned())
+        .bind(i64::from(partition.index))
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(failed)?;
+    if let Some(row) = fence {
+        let held = crate::topic::Epoch(row.try_get::<i64, _>(0).map_err(failed)?.cast_unsigned());
+        if held != origin.epoch {
+            let fenced = StoreError::Fenced { partition: partition.clone(), held, ours: origin.epoch };
+            return Err(Rejection::Failed(Error::from(fenced).uncounted()));
+        }
+    }
+    let inserted = sqlx::query(
+        "insert into aq_inbox (consumer, source, id, topic, number, position, at) values (?, ?, ?, ?, ?, ?, ?)
+         on conflict do nothing",
+    )
+    .bind(consumer.as_str().to_owned())
+    .bind(event.source.as_str().to_owned())
+    .bind(event.id.as_str().to_owned())
+    .bind(partition.topic.as_str().to_owned())
+    .bind(i64::from(partition.index))
+    .bind(call.place().position.0.cast_signed())
+    .bind(file.clock().now().unix_ms())
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    if inserted.rows_affected() == 0 { Err(Rejection::Duplicate) } else { Ok(()) }
+}

@@ -1,0 +1,235 @@
+//! Handlers that take a transaction, and publishing inside one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aqueduct::sqlite::{Sqlite, SqliteBroker, SqliteFile, SqliteOptions, SqliteStore};
+use aqueduct::{Consumer, Error, Event, Outbox, Policy, Publisher, Result, Router, ServeError, State, Tx};
+use sqlx::{Connection, Row, SqliteConnection};
+use tempfile::TempDir;
+use tokio::sync::Notify;
+
+/// A service on a file of its own.
+struct Shop {
+    folder: TempDir,
+    file: SqliteFile,
+    broker: SqliteBroker,
+    publisher: Publisher,
+}
+
+impl Shop {
+    async fn new() -> Self {
+        Self::with(|options| options).await
+    }
+
+    async fn with(set: impl FnOnce(SqliteOptions) -> SqliteOptions) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = set(SqliteFile::options(folder.path().join("shop.db"))).open().await.unwrap();
+        let broker = SqliteBroker::new(&file);
+        let publisher = Publisher::new("shop", broker.clone());
+        let shop = Self { folder, file, broker, publisher };
+        // No constraint that would hide a second effect.
+        shop.execute("create table effects (event text, what text)").await;
+        shop
+    }
+
+    async fn connection(&self) -> SqliteConnection {
+        let url = format!("sqlite:{}", self.file.path().display());
+        SqliteConnection::connect(&url).await.unwrap()
+    }
+
+    async fn execute(&self, sql: &'static str) {
+        sqlx::query(sql).execute(&mut self.connection().await).await.unwrap();
+    }
+
+    async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query(sql).fetch_one(&mut self.connection().await).await.unwrap().get(0)
+    }
+
+    async fn publish(&self, count: usize) {
+        let event = |n: usize| Event::raw("order.placed", n.to_string()).topic("orders").key(format!("key {}", n % 10));
+        for receipt in self.publisher.publish_all((0..count).map(event).collect()).await {
+            receipt.unwrap();
+        }
+    }
+
+    fn consumer(&self) -> Consumer {
+        Consumer::new("stock", self.broker.clone()).topics(["orders"]).store(SqliteStore::new(&self.file)).policy(
+            Policy::ordered()
+                .quick_attempts(2)
+                .quick_delay(Duration::from_millis(1))
+                .parked_delay(Duration::from_millis(10)),
+        )
+    }
+
+    /// Serves until the notification.
+    async fn serve(&self, consumer: Consumer, app: Router, end: Arc<Notify>) -> std::result::Result<(), ServeError> {
+        let stop = async move { end.notified().await };
+        tokio::time::timeout(Duration::from_secs(60), consumer.serve(app).with_graceful_shutdown(stop)).await.unwrap()
+    }
+}
+
+/// Counts what handlers do, and tells when it is enough.
+#[derive(Clone)]
+struct Tally(Arc<(AtomicUsize, AtomicUsize, Notify)>);
+
+impl Tally {
+    fn new(expected: usize) -> (Self, Arc<Notify>) {
+        let end = Arc::new(Notify::new());
+        let tally = Self(Arc::new((AtomicUsize::new(0), AtomicUsize::new(expected), Notify::new())));
+        (tally, end)
+    }
+
+    fn count(&self) -> usize {
+        self.0.0.fetch_add(1, Ordering::SeqCst) + 1
+    }
+}
+
+async fn effect(tx: &mut SqliteConnection, event: &Event) -> Result<()> {
+    let what = String::from_utf8_lossy(&event.data).into_owned();
+    sqlx::query("insert into effects (event, what) values (?, ?)")
+        .bind(event.id.as_str().to_owned())
+        .bind(what)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Stops the service when so many effects are committed.
+async fn until(shop: &Shop, sql: &'static str, wanted: i64, end: &Notify) {
+    loop {
+        let changed = shop.file.changed();
+        if shop.count(sql).await >= wanted {
+            break;
+        }
+        changed.await;
+    }
+    end.notify_one();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn effects_and_events_of_a_handler_are_committed_together_and_once() {
+    let shop = Shop::new().await;
+    shop.publish(300).await;
+    let (tally, end) = Tally::new(300);
+    let handler = async |event: Event, State(tally): State<Tally>, mut tx: Tx<Sqlite>| -> Result<()> {
+        effect(&mut tx, &event).await?;
+        tx.publish(Event::raw("stock.reserved", event.data.clone()).topic("stock").key(event.key.clone().unwrap()))
+            .await?;
+        // Every third attempt fails after all its work.
+        if tally.count() % 3 == 0 { Err(Error::msg("no luck")) } else { Ok(()) }
+    };
+    let app = Router::new().on("order.*", handler).with_state(tally);
+    let served = shop.serve(shop.consumer(), app, end.clone());
+    let (served, ()) = tokio::join!(served, until(&shop, "select count(*) from effects", 300, &end));
+    served.unwrap();
+    assert_eq!(shop.count("select count(*) from effects").await, 300);
+    assert_eq!(shop.count("select count(distinct event) from effects").await, 300);
+    assert_eq!(
+        shop.count("select count(*) from aq_log l join aq_topics t on t.id = l.topic and t.name = 'stock'").await,
+        300
+    );
+    assert_eq!(shop.count("select count(*) from aq_inbox").await, 300);
+}
+
+#[tokio::test]
+async fn an_event_that_took_effect_does_not_do_so_again() {
+    let shop = Shop::new().await;
+    let event = || Event::raw("order.placed", "1").id("same").topic("orders").key("k");
+    shop.publisher.publish(event()).await.unwrap();
+    let other = Publisher::new("shop", shop.broker.clone());
+    // The same identity on another topic that the consumer reads too.
+    other.publish(event().topic("more")).await.unwrap();
+    other.publish(Event::raw("order.placed", "2").topic("more")).await.unwrap();
+    let end = Arc::new(Notify::new());
+    let app = Router::new().on(">", async |event: Event, mut tx: Tx<Sqlite>| effect(&mut tx, &event).await);
+    let consumer = shop.consumer().topics(["orders", "more"]);
+    let settled = "select count(*) from aq_floors where floor > 0 and (select count(*) from effects) = 2";
+    let (served, ()) = tokio::join!(shop.serve(consumer, app, end.clone()), until(&shop, settled, 2, &end));
+    served.unwrap();
+    assert_eq!(shop.count("select count(*) from effects where event = 'same'").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_of_its_own_from_inside_is_refused_and_names_the_way() {
+    let shop = Shop::new().await;
+    shop.publish(1).await;
+    let (told, end) = (Arc::new(parking_lot::Mutex::new(String::new())), Arc::new(Notify::new()));
+    let (publisher, seen) = (shop.publisher.clone(), told.clone());
+    let handler = move |event: Event, mut tx: Tx<Sqlite>| {
+        let (publisher, seen) = (publisher.clone(), seen.clone());
+        async move {
+            let refused = publisher.publish(Event::raw("stock.reserved", "1").topic("stock")).await;
+            *seen.lock() = refused.unwrap_err().to_string();
+            effect(&mut tx, &event).await
+        }
+    };
+    let app = Router::new().on("order.*", handler);
+    let served = shop.serve(shop.consumer(), app, end.clone());
+    let (served, ()) = tokio::join!(served, until(&shop, "select count(*) from effects", 1, &end));
+    served.unwrap();
+    let text = told.lock().clone();
+    assert!(text.contains("tx.publish"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_holds_its_transaction_too_long_fails_and_the_others_do_not() {
+    let shop = Shop::with(|options| options.handler_limit(Duration::from_millis(100))).await;
+    shop.publish(40).await;
+    let end = Arc::new(Notify::new());
+    let (tally, _) = Tally::new(0);
+    let handler = async |event: Event, State(tally): State<Tally>, mut tx: Tx<Sqlite>| -> Result<()> {
+        effect(&mut tx, &event).await?;
+        match (event.data.as_ref(), tally.count()) {
+            (b"3", _) => std::future::pending::<()>().await,
+            // A statement without end: SQLite itself must be stopped.
+            (b"4", _) => {
+                let sql = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n";
+                sqlx::query(sql).fetch_one(&mut *tx).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    };
+    let app = Router::new().on("order.*", handler).with_state(tally);
+    let consumer = shop.consumer().policy(Policy::fast().max_attempts(2));
+    let served = shop.serve(consumer, app, end.clone());
+    let (served, ()) = tokio::join!(served, until(&shop, "select count(*) from effects", 38, &end));
+    served.unwrap();
+    assert_eq!(shop.count("select count(*) from effects where what in ('3', '4')").await, 0);
+    assert_eq!(shop.count("select count(distinct event) from effects").await, 38);
+}
+
+#[tokio::test]
+async fn the_outbox_publishes_exactly_if_the_applications_own_transaction_commits() {
+    let shop = Shop::new().await;
+    let outbox = Outbox::new("orders", &shop.file);
+    let event = |n: i32| Event::raw("order.placed", n.to_string()).topic("orders").key("k");
+    let mut connection = shop.connection().await;
+    let mut tx = connection.begin_with("begin immediate").await.unwrap();
+    outbox.publish(&mut tx, event(1)).await.unwrap();
+    tx.rollback().await.unwrap();
+    let mut tx = connection.begin_with("begin immediate").await.unwrap();
+    sqlx::query("insert into effects (event, what) values ('o', 'order')").execute(&mut *tx).await.unwrap();
+    let receipts = outbox.publish_all(&mut tx, vec![event(2), event(3)]).await.unwrap();
+    assert!(receipts[0].position < receipts[1].position);
+    let refused = outbox.publish(&mut tx, Event::raw("order.placed", "4")).await.unwrap_err();
+    assert!(refused.to_string().contains(".topic("), "{refused}");
+    tx.commit().await.unwrap();
+    let end = Arc::new(Notify::new());
+    let app = Router::new().on(">", async |event: Event, mut tx: Tx<Sqlite>| effect(&mut tx, &event).await);
+    let served = shop.serve(shop.consumer(), app, end.clone());
+    let (served, ()) = tokio::join!(served, until(&shop, "select count(*) from effects", 3, &end));
+    served.unwrap();
+    assert_eq!(shop.count("select count(*) from effects where what = '1'").await, 0);
+    drop(shop.folder);
+}
+
+#[tokio::test]
+async fn a_wrong_store_and_a_second_transaction_say_what_to_do() {
+    let shop = Shop::new().await;
+    let app = || Router::new().on(">", async |_: Tx<Sqlite>| ());
+    let memory = Consumer::new("stock", shop.broker.clone()).topics(["orders"]).serve(app()).await;
+    assert!(memory.unwrap_err().to_string().contains("SqliteStore::new(&file)"));
+}
