@@ -178,4 +178,18 @@ mod tests {
             assert!(all.and_then(|_| short.optional()).and_then(|_| short.headers()).is_err(), "{end} bytes");
         }
     }
+    #[test]
+    fn times_keep_their_nanoseconds_and_columns_are_not_early() {
+        let fine = |ms: i64| Timestamp::from_unix_ms(ms).after(Duration::from_nanos(1_500));
+        let times = [fine(0), fine(-1), fine(-1_000), fine(1_800_000_000_123), Timestamp::from_unix_ms(-7)];
+        for time in times.into_iter().chain([i64::MIN, i64::MAX].map(Timestamp::from_unix_ms)) {
+            let mut encoder = Encoder::default();
+            encoder.optional_time(Some(time)).optional_time(None);
+            let mut decoder = Decoder(encoder.finish());
+            assert_eq!((decoder.optional_time().unwrap(), decoder.optional_time().unwrap()), (Some(time), None));
+            let (early, late) = (Timestamp::from_unix_ms(floor_ms(time)), Timestamp::from_unix_ms(ceil_ms(time)));
+            assert!(early <= time && time <= late, "{early} {time} {late}");
+        }
+        assert_eq!([floor_ms(fine(-1)), ceil_ms(fine(-1)), ceil_ms(Timestamp::from_unix_ms(-7))], [-1, 0, -7]);
+    }
 }

@@ -385,21 +385,21 @@ impl Worker {
     /// After a group has failed: everybody whose work can be repeated here goes alone, and handlers run again.
     async fn one_by_one(&mut self, group: Group, failed: Failed) {
         self.alone = self.alone.max(group.lent);
-        let error = match failed {
+        // Who was alone in a commit that failed would only fail again.
+        let (error, alone) = match failed {
             Failed::Work(work, error) => {
                 work.answer(Err(error));
-                unavailable("another write in the same commit was refused; the handler runs again")
+                (unavailable("another write in the same commit was refused"), false)
             }
-            Failed::All(error) => error,
+            Failed::All(error) => (error, group.works.len() == 1 && group.lent == 0),
         };
         let text = format!("the commit failed, and the handler runs again: {error}");
         // Only one that was alone is known to be at fault.
         let at_fault = group.lent == 1 && matches!(error, StoreError::Refused(_));
         let answer = || if at_fault { Err(StoreError::Refused(error.to_string())) } else { Err(unavailable(&text)) };
         group.handlers.into_iter().for_each(|handler| drop(handler.send(answer())));
-        let single = group.works.len() == 1 && group.lent == 0;
         for mut work in group.works {
-            let answer = if single { Err(unavailable(&error.to_string())) } else { self.single(&mut *work).await };
+            let answer = if alone { Err(unavailable(&error.to_string())) } else { self.single(&mut *work).await };
             work.answer(answer);
         }
     }
