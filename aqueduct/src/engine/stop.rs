@@ -100,7 +100,8 @@ impl Core {
         for slot in slots {
             self.flush_now(slot, now);
         }
-        let settled = self.scheduler.running() == 0 && self.owned.values().all(|o| o.is_written() && o.is_told());
+        // Busy again: a lease that had lapsed was renewed, or a lane was parked on the way.
+        let settled = !busy && self.owned.values().all(|o| o.is_written() && o.is_told());
         if self.stop.returned && settled || now >= end_at {
             self.stop.abandoned = self.scheduler.running();
             self.stop.over = true;

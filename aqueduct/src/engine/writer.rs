@@ -134,6 +134,9 @@ impl Core {
     /// Queues a write.
     pub(super) fn write(&mut self, slot: u32, op: Op, after: After) {
         if let Some(owned) = self.owned.get_mut(&slot) {
+            if let Some(end) = &mut owned.finish_below {
+                *end = after.settles().iter().map(|place| place.position).fold(*end, Position::max);
+            }
             owned.writer.queue.push_back((op, after));
             self.pump(slot);
         }
