@@ -277,6 +277,11 @@ impl Owned {
         self.stage == Stage::Open && self.origin.holds(clock)
     }
 
+    /// True while what is in hand is being finished and nothing new starts.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Draining { .. } | Stage::Stopping)
+    }
+
     /// True if an attempt on this event may start: while the partition is being closed, only what keeps the floor from
     /// reaching what is finished already.
     pub(crate) fn may_start(&self, item: &Item, clock: &Clock) -> bool {

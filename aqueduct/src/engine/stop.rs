@@ -72,8 +72,18 @@ impl Core {
     fn has_needed(&self, slot: u32) -> bool {
         let Some(owned) = self.owned.get(&slot) else { return false };
         let can_end = |item: &Item| owned.is_needed(item) && (self.has_store || item.attempts == 0);
-        owned.origin.holds(&self.clock)
-            && self.lanes.of_slot(slot).into_iter().any(|lane| self.lanes.items(lane).next().is_some_and(can_end))
+        let fresh = |lane| self.lanes.items(lane).find(|item| item.stored.is_none());
+        owned.origin.holds(&self.clock) && self.lanes.of_slot(slot).into_iter().any(|l| fresh(l).is_some_and(can_end))
+    }
+
+    /// A row that is not to be started now waits in the store: behind one that is replayed late, in a key that is open,
+    /// may stand what is needed.
+    pub(super) fn leave_row(&mut self, key: LaneKey, lane: LaneRef) {
+        let Some(item) = self.lanes.pop(lane) else { return };
+        self.forget_row(key.slot, item.place);
+        if self.lanes.exists(lane) {
+            self.scheduler.ready(lane);
+        }
     }
 
     /// The next phase, if it is time.

@@ -57,7 +57,7 @@ fn seeds_that_once_failed_keep_every_promise() {
     // An operator's discard opened a key that was being put into the store.
     let opened = [500_000_321_644];
     // A partition was given up before what stands below rows on their way to the store, or below rows that were done.
-    let given_up = [500_000_176_324, 500_000_239_163, 901_000_165_273, 901_000_244_660];
+    let given_up = [500_000_176_324, 500_000_239_163, 901_000_165_273, 901_000_244_660, 903_000_304_279];
     // Rows behind inserts crowded all others out, and the store was asked without end.
     let crowded = [900_000_046_237];
     let seeds = rows.into_iter().chain(lost).chain(repeated).chain(opened).chain(given_up).chain(crowded);
