@@ -3,6 +3,9 @@
 //! `cargo xtask bench sqlite`; each line is `name: value (bar B)`, and a bar that is missed ends it with an error. Both
 //! sides are in write-ahead mode and wait for the disk. Rounds alternate between them, each on a fresh file, and what is
 //! compared is the median of each side.
+//!
+//! For a profile, arguments choose figures (`publish`, `random`, `consume`, `transactions`) and sides (`ours`, `sqlx`,
+//! `rusqlite`): `cargo bench -p aqueduct --features sqlite,testing --bench sqlite -- consume ours`.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
 
@@ -132,26 +135,42 @@ struct Side {
 }
 
 impl Side {
-    async fn ours(&mut self, folder: &Path) {
-        let ours = Ours::new(&folder.join("ours.db")).await;
-        self.publish.push(ours.publish(EVENTS, Ids::Ordered).await);
-        self.consume.push(ours.consume(EVENTS).await);
-        let ours = Ours::new(&folder.join("ours-random.db")).await;
-        self.random.push(ours.publish(EVENTS, Ids::Random).await);
-        let ours = Ours::new(&folder.join("ours-tx.db")).await;
-        ours.publish(HANDLED, Ids::Ordered).await;
-        self.transactions.push(ours.transactions(HANDLED).await);
+    async fn ours(&mut self, folder: &Path, wanted: &Wanted) {
+        if wanted.any(&["publish", "consume"]) {
+            let ours = Ours::new(&folder.join("ours.db")).await;
+            self.publish.push(ours.publish(EVENTS, Ids::Ordered).await);
+            if wanted.any(&["consume"]) {
+                self.consume.push(ours.consume(EVENTS).await);
+            }
+        }
+        if wanted.any(&["random"]) {
+            let ours = Ours::new(&folder.join("ours-random.db")).await;
+            self.random.push(ours.publish(EVENTS, Ids::Random).await);
+        }
+        if wanted.any(&["transactions"]) {
+            let ours = Ours::new(&folder.join("ours-tx.db")).await;
+            ours.publish(HANDLED, Ids::Ordered).await;
+            self.transactions.push(ours.transactions(HANDLED).await);
+        }
     }
 
-    async fn by_hand(&mut self, folder: &Path) -> sqlx::Result<()> {
-        let mut hand = ByHand::new(&folder.join("hand.db")).await?;
-        self.publish.push(hand.publish(EVENTS, Ids::Ordered).await?);
-        self.consume.push(hand.consume(EVENTS).await?);
-        let mut hand = ByHand::new(&folder.join("hand-random.db")).await?;
-        self.random.push(hand.publish(EVENTS, Ids::Random).await?);
-        let mut hand = ByHand::new(&folder.join("hand-tx.db")).await?;
-        hand.publish(HANDLED, Ids::Ordered).await?;
-        self.transactions.push(hand.transactions(HANDLED).await?);
+    async fn by_hand(&mut self, folder: &Path, wanted: &Wanted) -> sqlx::Result<()> {
+        if wanted.any(&["publish", "consume"]) {
+            let mut hand = ByHand::new(&folder.join("hand.db")).await?;
+            self.publish.push(hand.publish(EVENTS, Ids::Ordered).await?);
+            if wanted.any(&["consume"]) {
+                self.consume.push(hand.consume(EVENTS).await?);
+            }
+        }
+        if wanted.any(&["random"]) {
+            let mut hand = ByHand::new(&folder.join("hand-random.db")).await?;
+            self.random.push(hand.publish(EVENTS, Ids::Random).await?);
+        }
+        if wanted.any(&["transactions"]) {
+            let mut hand = ByHand::new(&folder.join("hand-tx.db")).await?;
+            hand.publish(HANDLED, Ids::Ordered).await?;
+            self.transactions.push(hand.transactions(HANDLED).await?);
+        }
         Ok(())
     }
 
@@ -165,6 +184,27 @@ impl Side {
         let mut speed = || Speed { rate: numbers.next().expect("a rate"), cpu: numbers.next().expect("a time") };
         self.publish.push(speed());
         self.transactions.push(speed());
+    }
+}
+
+/// Figures and sides that were asked for; all if none was.
+struct Wanted(Vec<String>);
+
+impl Wanted {
+    const FIGURES: [&str; 4] = ["publish", "random", "consume", "transactions"];
+    const SIDES: [&str; 3] = ["ours", "sqlx", RUSQLITE];
+
+    fn any(&self, figures: &[&str]) -> bool {
+        self.of(&Self::FIGURES, figures)
+    }
+
+    fn side(&self, side: &str) -> bool {
+        self.of(&Self::SIDES, &[side])
+    }
+
+    fn of(&self, all: &[&str], some: &[&str]) -> bool {
+        let named = |names: &[&str]| self.0.iter().any(|word| names.contains(&word.as_str()));
+        named(some) || !named(all)
     }
 }
 
@@ -192,8 +232,9 @@ impl Report {
 
     /// Prints a comparison: the ratio, and each side's speed and CPU time.
     fn compare(&mut self, name: &str, sides: &[(&str, &[Speed])], bar: Option<f64>, least: Option<f64>) {
-        let medians: Vec<(&str, Speed)> = sides.iter().map(|(side, speeds)| (*side, median(speeds))).collect();
-        let ours = medians[0].1;
+        let measured = sides.iter().filter(|(_, speeds)| !speeds.is_empty());
+        let medians: Vec<(&str, Speed)> = measured.map(|(side, speeds)| (*side, median(speeds))).collect();
+        let Some((_, ours)) = medians.first().copied() else { return };
         for (n, (side, speed)) in medians.iter().enumerate() {
             if n > 0 {
                 let bar = if n == 1 { bar } else { None };
@@ -217,14 +258,21 @@ fn main() -> ExitCode {
         println!("{} {} {} {}", publish.rate, publish.cpu, transactions.rate, transactions.cpu);
         return ExitCode::SUCCESS;
     }
+    let wanted = Wanted(args);
     let (mut ours, mut hand, mut other) = (Side::default(), Side::default(), Side::default());
     for _ in 0..ROUNDS {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        runtime.block_on(ours.ours(folder.path()));
-        runtime.block_on(hand.by_hand(folder.path())).expect("a fresh file");
-        other.by_rusqlite(folder.path());
+        if wanted.side("ours") {
+            runtime.block_on(ours.ours(folder.path(), &wanted));
+        }
+        if wanted.side("sqlx") {
+            runtime.block_on(hand.by_hand(folder.path(), &wanted)).expect("a fresh file");
+        }
+        if wanted.side(RUSQLITE) && wanted.any(&["publish", "transactions"]) {
+            other.by_rusqlite(folder.path());
+        }
     }
     let mut report = Report::default();
     let sides = |of: fn(&Side) -> &[Speed]| [("ours", of(&ours)), ("sqlx", of(&hand)), ("rusqlite", of(&other))];

@@ -195,17 +195,10 @@ async fn reserve(
         share.rows += 1;
         share.bytes = share.bytes.saturating_add(entry.size());
     }
-    for ((topic, partition), share) in &mut shares {
-        let row = sqlx::query(
-            "update aq_partitions set next = next + ?, bytes = bytes + ? where topic = ? and number = ? returning next",
-        )
-        .bind(share.rows)
-        .bind(share.bytes)
-        .bind(*topic)
-        .bind(i64::from(*partition))
-        .fetch_one(&mut *connection)
-        .await?;
-        share.base = row.try_get::<i64, _>(0)? - share.rows;
+    for (at, next) in grow(connection, &shares).await? {
+        if let Some(share) = shares.get_mut(&at) {
+            share.base = next - share.rows;
+        }
     }
     let mut next: BTreeMap<(i64, u32), i64> = shares.iter().map(|(at, share)| (*at, share.base)).collect();
     for entry in entries {
@@ -215,6 +208,30 @@ async fn reserve(
         }
     }
     Ok(shares)
+}
+
+/// Adds the rows and bytes of all shares to their partitions, in one statement; answers where each ends then.
+async fn grow(
+    connection: &mut SqliteConnection,
+    shares: &BTreeMap<(i64, u32), Share>,
+) -> Result<Vec<((i64, u32), i64)>, sqlx::Error> {
+    let share = |((topic, number), share): (&(i64, u32), &Share)| {
+        let Share { rows, bytes, .. } = share;
+        format!("[{topic},{number},{rows},{bytes}]")
+    };
+    let list = format!("[{}]", shares.iter().map(share).collect::<Vec<_>>().join(","));
+    let rows = sqlx::query(
+        "update aq_partitions set next = next + (share.value ->> 2), bytes = bytes + (share.value ->> 3)
+         from json_each(?) as share where topic = share.value ->> 0 and number = share.value ->> 1
+         returning topic, number, next",
+    )
+    .bind(list)
+    .fetch_all(connection)
+    .await?;
+    if rows.len() != shares.len() {
+        return Err(sqlx::Error::RowNotFound);
+    }
+    rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
 }
 
 /// Inserts entries whose identity is new; answers how many were.
@@ -296,16 +313,7 @@ async fn insert_singly(
         };
         answers[entry.number] = Some(answer);
     }
-    for ((topic, partition), share) in shares {
-        sqlx::query("update aq_partitions set next = next + ?, bytes = bytes + ? where topic = ? and number = ?")
-            .bind(share.rows)
-            .bind(share.bytes)
-            .bind(topic)
-            .bind(i64::from(partition))
-            .execute(&mut *connection)
-            .await?;
-    }
-    Ok(())
+    grow(connection, &shares).await.map(drop)
 }
 
 /// Where an entry's identity is already, and whether with the same body.
