@@ -235,14 +235,14 @@ impl Report {
         let measured = sides.iter().filter(|(_, speeds)| !speeds.is_empty());
         let medians: Vec<(&str, Speed)> = measured.map(|(side, speeds)| (*side, median(speeds))).collect();
         let Some((_, ours)) = medians.first().copied() else { return };
-        for (n, (side, speed)) in medians.iter().enumerate() {
-            if n > 0 {
-                let bar = if n == 1 { bar } else { None };
+        for (side, speed) in &medians {
+            if *side != "ours" {
+                let bar = if *side == "sqlx" { bar } else { None };
                 self.figure(&format!("{name}_ratio_to_{side}"), ours.rate / speed.rate, 2, bar);
             }
         }
-        for (n, (side, speed)) in medians.iter().enumerate() {
-            let least = if n == 0 { least } else { None };
+        for (side, speed) in &medians {
+            let least = if *side == "ours" { least } else { None };
             self.figure(&format!("{name}_{side}_per_s"), speed.rate, 0, least);
             self.figure(&format!("{name}_{side}_cpu_us_an_event"), speed.cpu, 1, None);
         }
