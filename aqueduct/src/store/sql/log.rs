@@ -261,23 +261,37 @@ async fn grow(
 /// Inserts entries whose identity is new; answers how many were.
 async fn insert(
     connection: &mut SqliteConnection,
-    mut entries: &mut [Entry<'_>],
+    entries: &mut [Entry<'_>],
     now: Timestamp,
 ) -> Result<u64, sqlx::Error> {
-    let mut inserted = 0;
-    while !entries.is_empty() {
-        let Some((rows, statement)) = INSERTS.iter().find(|(rows, _)| *rows <= entries.len()) else { break };
-        let (chunk, rest) = entries.split_at_mut(*rows);
-        entries = rest;
-        let mut values = SqliteArguments::default();
-        values.reserve(rows * COLUMNS, 0);
-        for entry in chunk {
-            entry.give(&mut values, now).map_err(sqlx::Error::Encode)?;
-        }
-        let insert = sqlx::query_with(AssertSqlSafe(Arc::clone(statement)), values);
-        inserted += insert.execute(&mut *connection).await?.rows_affected();
+    let (mut inserted, mut next) = (0, first_chunk(entries, now)?);
+    while let Some(Chunk { statement, values, rest }) = next {
+        let insert = sqlx::query_with(AssertSqlSafe(statement), values).execute(&mut *connection);
+        // While SQLite's own thread inserts one chunk the next is put together.
+        let (done, following) = tokio::join!(insert, async { first_chunk(rest, now) });
+        inserted += done?.rows_affected();
+        next = following?;
     }
     Ok(inserted)
+}
+
+/// A statement that inserts some entries, with their values, and the entries behind them.
+struct Chunk<'e, 'm> {
+    statement: Arc<str>,
+    values: SqliteArguments,
+    rest: &'e mut [Entry<'m>],
+}
+
+/// As many of the first entries as one statement takes; none if there are none left.
+fn first_chunk<'e, 'm>(entries: &'e mut [Entry<'m>], now: Timestamp) -> Result<Option<Chunk<'e, 'm>>, sqlx::Error> {
+    let Some((rows, statement)) = INSERTS.iter().find(|(rows, _)| *rows <= entries.len()) else { return Ok(None) };
+    let (chunk, rest) = entries.split_at_mut(*rows);
+    let mut values = SqliteArguments::default();
+    values.reserve(rows * COLUMNS, 0);
+    for entry in chunk {
+        entry.give(&mut values, now).map_err(sqlx::Error::Encode)?;
+    }
+    Ok(Some(Chunk { statement: Arc::clone(statement), values, rest }))
 }
 
 fn insert_statement(rows: usize) -> String {
