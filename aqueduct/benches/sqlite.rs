@@ -13,8 +13,8 @@
 mod by_hand;
 #[path = "sqlite/by_rusqlite.rs"]
 mod by_rusqlite;
-#[path = "sqlite/common.rs"]
-mod common;
+#[path = "sqlite/load.rs"]
+mod load;
 
 use std::future::IntoFuture;
 use std::path::Path;
@@ -28,7 +28,7 @@ use sqlx::{Connection, Row, SqliteConnection};
 use tokio::sync::Notify;
 
 use by_hand::{ByHand, effect};
-use common::{BATCH, EFFECTS, Ids, Speed, Stopwatch, body, key_of};
+use load::{BATCH, EFFECTS, Ids, Speed, Stopwatch, body, key_of};
 
 /// Rounds of each side.
 const ROUNDS: usize = 5;

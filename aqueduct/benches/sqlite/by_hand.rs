@@ -7,7 +7,7 @@ use aqueduct::Clock;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
-use crate::common::{
+use crate::load::{
     BATCH, CHECKPOINT_PAGES, EFFECTS, GROUP, Ids, READ, ROWS, SCHEMA, Speed, Stopwatch, body, headers, insert, key_of,
 };
 

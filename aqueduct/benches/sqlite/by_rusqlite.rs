@@ -5,7 +5,7 @@ use std::path::Path;
 use aqueduct::Clock;
 use rusqlite::{Connection, TransactionBehavior, params_from_iter, types::Value};
 
-use crate::common::{
+use crate::load::{
     BATCH, CHECKPOINT_PAGES, EFFECTS, GROUP, Ids, ROWS, SCHEMA, Speed, Stopwatch, body, headers, insert, key_of,
 };
 

@@ -268,23 +268,43 @@ async fn grow(
 async fn insert(
     connection: &mut SqliteConnection,
     inserts: &Inserts,
-    mut entries: &mut [Entry<'_>],
+    entries: &mut [Entry<'_>],
     now: Timestamp,
 ) -> Result<u64, sqlx::Error> {
-    let mut inserted = 0;
-    while !entries.is_empty() {
-        let Some((rows, statement)) = inserts.0.iter().find(|(rows, _)| *rows <= entries.len()) else { break };
+    let (mut inserted, mut next) = (0, inserts.chunk(entries, now)?);
+    while let Some(Chunk { statement, values, rest }) = next {
+        let insert = sqlx::query_with(AssertSqlSafe(statement), values).execute(&mut *connection);
+        // While SQLite's own thread inserts one chunk the next is put together.
+        let (done, following) = tokio::join!(insert, async { inserts.chunk(rest, now) });
+        inserted += done?.rows_affected();
+        next = following?;
+    }
+    Ok(inserted)
+}
+
+/// A statement that inserts some entries, with their values, and the entries behind them.
+struct Chunk<'e, 'm> {
+    statement: Arc<str>,
+    values: SqliteArguments,
+    rest: &'e mut [Entry<'m>],
+}
+
+impl Inserts {
+    /// As many of the first entries as one statement takes; none if there are none left.
+    fn chunk<'e, 'm>(
+        &self,
+        entries: &'e mut [Entry<'m>],
+        now: Timestamp,
+    ) -> Result<Option<Chunk<'e, 'm>>, sqlx::Error> {
+        let Some((rows, statement)) = self.0.iter().find(|(rows, _)| *rows <= entries.len()) else { return Ok(None) };
         let (chunk, rest) = entries.split_at_mut(*rows);
-        entries = rest;
         let mut values = SqliteArguments::default();
         values.reserve(rows * COLUMNS, 0);
         for entry in chunk {
             entry.give(&mut values, now).map_err(sqlx::Error::Encode)?;
         }
-        let insert = sqlx::query_with(AssertSqlSafe(Arc::clone(statement)), values);
-        inserted += insert.execute(&mut *connection).await?.rows_affected();
+        Ok(Some(Chunk { statement: Arc::clone(statement), values, rest }))
     }
-    Ok(inserted)
 }
 
 fn insert_statement(rows: usize) -> String {
