@@ -442,7 +442,7 @@ fn a_restart_waits_for_the_program_of_a_killed_process_and_says_so() {
     let (folder, mut first, program) = started(false);
     first.kill();
     let mut second = Worker::start(folder.path(), "second", json!({"role": "starter"}));
-    let waits = second.wait_for("@log");
+    let waits = second.wait_for("cannot be joined");
     let orphans = format!("waits for orphans of the ended process {}: ", first.process.id());
     let names = waits.contains(&orphans) && waits.contains(&format!("`sh` (pid {program})"));
     assert!(names, "{waits}");

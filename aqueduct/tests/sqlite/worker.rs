@@ -11,7 +11,7 @@ use aqueduct::format::{CloudEvents, Decoded, Format};
 use aqueduct::sqlite::{Sqlite, SqliteBroker, SqliteFile, SqliteStore};
 use aqueduct::store::{Action, Command, CommandState, Content, Listed, Query, Store};
 use aqueduct::{
-    Attempt, Clock, Consumer, Error, Event, FaultExt, Key, Message, Policy, Publisher, Result, Router, State,
+    Attempt, Clock, Consumer, Error, Event, FaultExt, Health, Key, Message, Policy, Publisher, Result, Router, State,
     StoreError, Tx,
 };
 use serde_json::{Value, json};
@@ -326,13 +326,17 @@ async fn consume(task: Task) {
         (consumer.store(store), Router::new().on("github.>", plain))
     };
     let app = app.with_state(Arc::clone(&world));
-    let served = consumer.serve(app).with_graceful_shutdown(until_settled(task, Arc::clone(&world), store));
-    served.await.unwrap();
+    let serve = consumer.serve(app);
+    let settled = until_settled(task, Arc::clone(&world), store, serve.health());
+    serve.with_graceful_shutdown(settled).await.unwrap();
     world.history.note(json!({"gap_max_ms": world.gap_max.load(Ordering::SeqCst)}));
 }
 
+/// Nothing takes so long, on a busy machine too.
+const STANDSTILL: Duration = Duration::from_secs(20);
+
 /// Does everything else that is to be done, and waits until nothing is left.
-async fn until_settled(task: Task, world: Arc<World>, store: SqliteStore) {
+async fn until_settled(task: Task, world: Arc<World>, store: SqliteStore, health: Health) {
     if task.is("until_input_ends") {
         input_ends().await;
     } else {
@@ -343,10 +347,12 @@ async fn until_settled(task: Task, world: Arc<World>, store: SqliteStore) {
     loop {
         let changed = world.file.changed();
         let mended = !task.is("operator") || mend(&world, &stepped).await;
-        if mended && left(&mut connection, &world.consumer).await == 0 {
+        let left = left(&mut connection, &world.consumer).await;
+        if mended && left == 0 {
             return;
         }
-        changed.await;
+        let stands_still = tokio::time::timeout(STANDSTILL, changed).await.is_err();
+        assert!(!stands_still, "{left} are left, and nothing was written for {STANDSTILL:?}: {:?}", health.reason());
     }
 }
 
@@ -460,7 +466,10 @@ async fn start_programs(task: Task) {
             drop(done.lock().take());
         }
     };
-    let serve = Consumer::new("starter", broker).topics([TOPIC]).serve(Router::new().on(">", handler));
+    let serve = Consumer::new("starter", broker)
+        .topics([TOPIC])
+        .store(SqliteStore::new(&file))
+        .serve(Router::new().on(">", handler));
     let stop = async move { drop(told.await) };
     serve.with_graceful_shutdown(stop).await.unwrap();
 }
