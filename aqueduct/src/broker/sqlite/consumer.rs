@@ -18,7 +18,7 @@ pub(super) struct Floor {
     pub(super) partition: Partition,
     pub(super) topic: i64,
     /// Everything up to here is settled; positions begin at 1.
-    pub(super) floor: u64,
+    pub(super) settled: u64,
 }
 
 /// A consumer starts, or finds more topics: every partition gets a floor, unless it has one.
@@ -55,7 +55,7 @@ impl Enter {
                 .await?;
             for row in rows {
                 let partition = Partition { topic: topic.clone(), index: row.try_get(0)? };
-                floors.push(Floor { partition, topic: *id, floor: row.try_get::<i64, _>(1)?.cast_unsigned() });
+                floors.push(Floor { partition, topic: *id, settled: row.try_get::<i64, _>(1)?.cast_unsigned() });
             }
         }
         Ok((epoch, floors))

@@ -274,25 +274,18 @@ async fn insert_singly(
         (share.rows, share.bytes) = (-share.rows, share.bytes.saturating_neg());
     }
     for entry in entries {
-        let answer = match find_identity(connection, entry).await? {
-            Some((partition, position, same)) => {
-                let dedup_id = || entry.message.dedup_id.as_ref().map(ToString::to_string).unwrap_or_default();
-                let topic = &entry.message.topic;
-                if same {
-                    Ok(receipt(topic, partition, position, true))
-                } else {
-                    Err(BrokerError::IdentityReused { dedup_id: dedup_id() })
-                }
-            }
-            None => {
-                let Some(share) = shares.get_mut(&(entry.topic, entry.partition)) else { continue };
-                entry.position = share.base;
-                share.base += 1;
-                share.rows += 1;
-                share.bytes = share.bytes.saturating_add(entry.size());
-                insert(connection, std::slice::from_ref(entry), now).await?;
-                Ok(entry.receipt(false))
-            }
+        let answer = if let Some((partition, position, same)) = find_identity(connection, entry).await? {
+            let dedup_id = || entry.message.dedup_id.as_ref().map(ToString::to_string).unwrap_or_default();
+            let found = receipt(&entry.message.topic, partition, position, true);
+            if same { Ok(found) } else { Err(BrokerError::IdentityReused { dedup_id: dedup_id() }) }
+        } else {
+            let Some(share) = shares.get_mut(&(entry.topic, entry.partition)) else { continue };
+            entry.position = share.base;
+            share.base += 1;
+            share.rows += 1;
+            share.bytes = share.bytes.saturating_add(entry.size());
+            insert(connection, std::slice::from_ref(entry), now).await?;
+            Ok(entry.receipt(false))
         };
         answers[entry.number] = Some(answer);
     }
