@@ -455,7 +455,7 @@ const PROGRAM: &str = "echo start $0 >> runs; cat; echo end $0 >> runs";
 /// Consumes one event, whose handler starts a program and waits for it.
 async fn start_programs(task: Task) {
     let file = task.file().await;
-    let broker = SqliteBroker::new(&file).wait(Duration::from_millis(50));
+    let broker = SqliteBroker::new(&file);
     let (done, told) = oneshot::channel::<()>();
     let done = Arc::new(parking_lot::Mutex::new(Some(done)));
     let (task, children) = (Arc::new(task), broker.clone());
