@@ -1,6 +1,7 @@
 //! The workshop door: everything that is run around the library, as `cargo xtask <command>`.
 
 mod bench;
+mod chaos;
 mod deny;
 mod promise;
 mod run;
@@ -41,11 +42,14 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
-    /// Looks for failures with fresh seeds for a time.
+    /// Looks for failures with fresh seeds of the simulator, and then with real processes that are killed.
     Chaos {
-        /// For how long.
+        /// How long the simulator runs; processes that share a file run half as long.
         #[arg(long, default_value_t = 120)]
         seconds: u64,
+        /// How often a process is killed at random.
+        #[arg(long, default_value_t = 200)]
+        rounds: u64,
     },
     /// Runs benchmarks and prints a line `name: value (bar B)` for each figure.
     Bench {
@@ -74,7 +78,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { only, list: false } => steps::run(&only),
         Command::Sim { seeds, from } => sim::seeds(from, seeds),
-        Command::Chaos { seconds } => sim::chaos(seconds),
+        Command::Chaos { seconds, rounds } => chaos::run(seconds, rounds),
         Command::Bench { name } => bench::run(name.as_deref()),
         Command::Servers => {
             println!(

@@ -16,7 +16,6 @@ pub(crate) fn seeds(from: u64, count: u64) -> Result<()> {
 
 /// Runs fresh seeds for some seconds.
 pub(crate) fn chaos(seconds: u64) -> Result<()> {
-    println!("chaos is the simulator with fresh seeds: no broker needs a server yet");
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let from = now.as_secs() << 20;
     runner(&["--from", &from.to_string(), "--seconds", &seconds.to_string()])

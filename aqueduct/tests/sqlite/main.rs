@@ -3,8 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
 mod broker;
+#[cfg(unix)]
+mod checker;
 mod damage;
+#[cfg(unix)]
+mod history;
+#[cfg(unix)]
+mod points;
+#[cfg(unix)]
+mod processes;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;
 mod tx;
+#[cfg(unix)]
+mod worker;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use aqueduct::broker::Broker;
 use aqueduct::sqlite::{Sqlite, SqliteBroker, SqliteFile, SqliteOptions, SqliteStore};
 use aqueduct::store::{Query, Store};
 use aqueduct::{
-    Call, Consumer, Error, Event, Handler, Next, Outbox, Outcome, Policy, Publisher, Result, Router, ServeError, State,
-    Tx,
+    Call, Consumer, Error, Event, Handler, Message, Next, Outbox, Outcome, Policy, Publisher, Result, Router,
+    ServeError, State, Tx,
 };
 use sqlx::{Connection, Row, SqliteConnection};
 use tempfile::TempDir;
@@ -299,4 +300,20 @@ async fn a_wrong_store_and_a_second_transaction_say_what_to_do() {
     let app = || Router::new().on(">", async |_: Tx<Sqlite>| ());
     let memory = Consumer::new("stock", shop.broker.clone()).topics(["orders"]).serve(app()).await;
     assert!(memory.unwrap_err().to_string().contains("SqliteStore::new(&file)"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_limit_of_a_handler_ends_with_its_commit() {
+    let shop = Shop::new().await;
+    shop.publish(1).await;
+    let end = Arc::new(Notify::new());
+    let app = Router::new().on(">", async |event: Event, mut tx: Tx<Sqlite>| effect(&mut tx, &event).await);
+    let served = shop.serve(shop.consumer(), app, end.clone());
+    let (served, ()) = tokio::join!(served, until(&shop, "select count(*) from effects", 1, &end));
+    served.unwrap();
+    // Long enough for SQLite to ask whether it is to go on.
+    let message = |n: usize| Message::new("orders", n.to_string());
+    for receipt in shop.broker.publish((0..3_000).map(message).collect()).await {
+        receipt.unwrap();
+    }
 }

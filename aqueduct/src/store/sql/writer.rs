@@ -151,16 +151,19 @@ impl Lent {
         committed.await.unwrap_or_else(|_| Err(closed()))
     }
 
+    /// Gives it back once: from then on the connection is another's, whose time is not to be touched.
     fn give_back(&mut self, keep: Option<oneshot::Sender<Result<(), StoreError>>>) {
-        *self.holder.task.lock() = None;
-        if keep.is_none() {
-            // A statement that still runs, because its handler was dropped, is stopped at once.
-            self.holder.until.store(1, Ordering::Release);
+        let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) else { return };
+        // A writer that waits no longer has another connection by now.
+        if !back.is_closed() {
+            *self.holder.task.lock() = None;
+            if keep.is_none() {
+                // A statement that still runs, because its handler was dropped, is stopped at once.
+                self.holder.until.store(1, Ordering::Release);
+            }
         }
-        if let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) {
-            // A writer that has gone has nothing to commit.
-            let _ = back.send(Returned { connection, keep });
-        }
+        // A writer that has gone has nothing to commit.
+        let _ = back.send(Returned { connection, keep });
     }
 }
 
@@ -364,6 +367,7 @@ impl Worker {
         // A borrower that has gone drops it, which gives it back.
         drop(borrower.send(Ok(Loan::Lent(lent))));
         let Ok(Ok(returned)) = tokio::time::timeout(self.limit + GRACE, returned).await else {
+            self.holder.until.store(0, Ordering::Release);
             return Err(unavailable("a handler did not give its transaction back"));
         };
         let connection = self.connection.insert(returned.connection);

@@ -1,0 +1,21 @@
+//! Looks for failures that no fixed test knows of.
+
+use anyhow::Result;
+
+use crate::run::{cargo, show};
+use crate::sim;
+
+/// Runs fresh seeds of the simulator for some seconds, then kills processes so many times.
+pub(crate) fn run(seconds: u64, rounds: u64) -> Result<()> {
+    sim::chaos(seconds)?;
+    processes(seconds / 2, rounds)
+}
+
+/// The tests with real processes, longer than in a usual run. One after another, since they measure.
+fn processes(seconds: u64, rounds: u64) -> Result<()> {
+    let test = ["test", "--package", "aqueduct", "--all-features", "--test", "sqlite", "processes::"];
+    let mut command = cargo(&test);
+    command.args(["--", "--nocapture", "--test-threads", "1"]);
+    command.env("AQUEDUCT_CHAOS_SECONDS", seconds.to_string()).env("AQUEDUCT_CHAOS_ROUNDS", rounds.to_string());
+    show(&mut command)
+}
