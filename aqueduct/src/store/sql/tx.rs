@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 
 use sqlx::Row;
 use sqlx::sqlite::{Sqlite, SqliteConnection};

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,7 +16,8 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::sqlite::{BUSY, explain, run};
+use super::place::Place;
+use super::sqlite::{BUSY, CHECKPOINT_PAGES, assembled, explain, run};
 use super::turn::Turnstile;
 use crate::clock::{Boot, Clock};
 use crate::error::StoreError;
@@ -33,6 +34,15 @@ const GROUP_HANDLERS_MAX: usize = 100;
 
 /// A commit takes in nothing more after this.
 const GROUP_TIME: Duration = Duration::from_millis(50);
+
+/// The write-ahead log is begun anew when it is longer; some more than after what SQLite does so by itself. Where that is
+/// not possible it is tried again after each step.
+const WAL_BOUND: u64 = CHECKPOINT_PAGES as u64 * 5_120;
+const WAL_STEP: u64 = WAL_BOUND / 4;
+
+/// How long readers are waited for then, and how long after the last write that is tried again.
+const WAL_PATIENCE: Duration = Duration::from_millis(100);
+const WAL_IDLE: Duration = Duration::from_secs(1);
 
 /// Steps of SQLite's machine between two looks at the time: some 100 us.
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;
@@ -62,11 +72,13 @@ struct Holder {
     task: Mutex<Option<tokio::task::Id>>,
     /// When its time is over, on the clock that counts suspension; 0 for no end.
     until: AtomicU64,
+    /// True while the writer itself commits: nobody else may.
+    commits: AtomicBool,
 }
 
 enum Job {
     Work(Box<dyn AnyTask>),
-    Handler(oneshot::Sender<Lent>),
+    Handler(oneshot::Sender<Result<Lent, StoreError>>),
 }
 
 /// A task with the way back to who waits for it.
@@ -160,7 +172,7 @@ impl Drop for Lent {
 
 impl Writer {
     pub(super) fn start(
-        path: &Path,
+        (path, place): (&Path, &Place),
         options: &SqliteConnectOptions,
         changed: watch::Sender<u64>,
         limit: Duration,
@@ -168,12 +180,15 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let turnstile = Turnstile::open(path).map_err(|e| explain(path, e.into()))?;
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let holder = Arc::new(Holder { task: Mutex::new(None), until: AtomicU64::new(0) });
+        let holder =
+            Arc::new(Holder { task: Mutex::new(None), until: AtomicU64::new(0), commits: AtomicBool::new(false) });
         let worker = Worker {
             jobs,
             turnstile,
             connection: None,
             path: path.to_owned(),
+            place: place.clone(),
+            wal_bound: WAL_BOUND,
             options: options.clone(),
             changed,
             holder: Arc::clone(&holder),
@@ -195,7 +210,7 @@ impl Writer {
     pub(super) async fn lend(&self) -> Result<Lent, StoreError> {
         let (back, lent) = oneshot::channel();
         self.queue.send(Job::Handler(back)).await.map_err(|_| closed())?;
-        lent.await.map_err(|_| unavailable("the writer could not begin a transaction for the handler"))
+        lent.await.unwrap_or_else(|_| Err(unavailable("the writer could not begin a transaction for the handler")))
     }
 
     pub(super) fn is_held_here(&self) -> bool {
@@ -212,12 +227,37 @@ fn unavailable(text: &str) -> StoreError {
     StoreError::Unavailable(text.to_owned().into())
 }
 
+/// The same error for another.
+fn same(error: &StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable(source) => unavailable(&source.to_string()),
+        StoreError::Fenced { partition, held, ours } => {
+            StoreError::Fenced { partition: partition.clone(), held: *held, ours: *ours }
+        }
+        StoreError::TooNew { found, known } => StoreError::TooNew { found: *found, known: *known },
+        StoreError::Refused(text) => StoreError::Refused(text.clone()),
+    }
+}
+
+impl Job {
+    fn refuse(self, error: &StoreError) {
+        match self {
+            Self::Work(work) => work.answer(Err(same(error))),
+            // Who has gone does not need to know.
+            Self::Handler(borrower) => drop(borrower.send(Err(same(error)))),
+        }
+    }
+}
+
 struct Worker {
     jobs: mpsc::Receiver<Job>,
     turnstile: Turnstile,
     /// None while there is no usable one.
     connection: Option<SqliteConnection>,
     path: PathBuf,
+    place: Place,
+    /// How long the write-ahead log may become before it is begun anew.
+    wal_bound: u64,
     options: SqliteConnectOptions,
     changed: watch::Sender<u64>,
     holder: Arc<Holder>,
@@ -245,9 +285,41 @@ enum Failed {
 
 impl Worker {
     async fn work(mut self) {
-        while let Some(first) = self.jobs.recv().await {
-            self.group(first).await;
+        loop {
+            let large = self.place.wal_bytes() > WAL_BOUND;
+            let next =
+                if large { tokio::time::timeout(WAL_IDLE, self.jobs.recv()).await } else { Ok(self.jobs.recv().await) };
+            match next {
+                Ok(Some(first)) => {
+                    self.group(first).await;
+                    if self.place.wal_bytes() > self.wal_bound {
+                        self.begin_wal_anew("restart").await;
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => self.begin_wal_anew("truncate").await,
+            }
         }
+    }
+
+    /// Moves the write-ahead log into the file and goes back to its beginning. SQLite does so by itself only when nobody
+    /// reads at that moment, which under load may never be. A reader that holds an old state for long keeps it from
+    /// happening; it is not waited for, and it is tried again when there is more.
+    async fn begin_wal_anew(&mut self, how: &'static str) {
+        let (Ok(_turn), Some(connection)) = (self.turnstile.enter(WAL_PATIENCE).await, &mut self.connection) else {
+            return;
+        };
+        let sql = format!(
+            "pragma busy_timeout = {}; pragma wal_checkpoint({how}); pragma busy_timeout = {}",
+            WAL_PATIENCE.as_millis(),
+            BUSY.as_millis()
+        );
+        if let Err(error) = sqlx::raw_sql(assembled(sql)).execute(connection).await {
+            tracing::warn!(file = %self.path.display(), %error, "the write-ahead log cannot be moved into the file; it is tried again");
+            self.connection = None;
+        }
+        let bytes = self.place.look_at_wal();
+        self.wal_bound = bytes + WAL_STEP;
     }
 
     /// One commit, and what must go alone if it fails.
@@ -255,11 +327,13 @@ impl Worker {
         let mut group = Group::default();
         let failed = match self.turn_and_begin().await {
             Err(error) => {
-                // What came first bears the news; it is tried again from outside.
-                return match first {
-                    Job::Work(work) => work.answer(Err(error)),
-                    Job::Handler(_) => {}
-                };
+                // Who waits by now bears the news, so that nobody waits for one after another; they try again from outside.
+                let mut next = Some(first);
+                while let Some(job) = next {
+                    job.refuse(&error);
+                    next = self.jobs.try_recv().ok();
+                }
+                return;
             }
             Ok(_turn) => match self.fill(first, &mut group).await {
                 Ok(()) => match self.commit().await {
@@ -274,6 +348,9 @@ impl Worker {
     }
 
     fn committed(&mut self, group: Group) {
+        if self.place.wal_bytes() <= WAL_BOUND {
+            self.wal_bound = WAL_BOUND;
+        }
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
         group.works.into_iter().for_each(|work| work.answer(Ok(())));
         group.handlers.into_iter().for_each(|handler| drop(handler.send(Ok(()))));
@@ -311,7 +388,7 @@ impl Worker {
     /// Lends the connection to one handler, inside a savepoint. Answers who waits for the commit, if it is to be kept.
     async fn lend(
         &mut self,
-        borrower: oneshot::Sender<Lent>,
+        borrower: oneshot::Sender<Result<Lent, StoreError>>,
     ) -> Result<Option<oneshot::Sender<Result<(), StoreError>>>, StoreError> {
         let Some(mut connection) = self.connection.take() else { return Err(closed()) };
         if let Err(error) = run("savepoint aq_handler", &mut connection).await {
@@ -322,7 +399,7 @@ impl Worker {
         let until = Instant::now() + self.limit;
         let lent = Lent { connection: Some(connection), back: Some(back), holder: Arc::clone(&self.holder), until };
         // A borrower that has gone drops it, which gives it back.
-        drop(borrower.send(lent));
+        drop(borrower.send(Ok(lent)));
         let returned = match tokio::time::timeout(self.limit + GRACE, returned).await {
             Ok(Ok(returned)) => returned,
             _ => return Err(unavailable("a handler did not give its transaction back")),
@@ -344,18 +421,21 @@ impl Worker {
     /// After a group has failed: everybody whose work can be repeated here goes alone, and handlers run again.
     async fn one_by_one(&mut self, group: Group, failed: Failed) {
         self.alone = self.alone.max(group.lent);
-        let error = match failed {
+        let (text, all) = match failed {
             Failed::Work(work, error) => {
+                let text = format!("another write in the same commit failed, and the handler runs again: {error}");
                 work.answer(Err(error));
-                unavailable("another write in the same commit was refused; the handler runs again")
+                (text, None)
             }
-            Failed::All(error) => error,
+            Failed::All(error) => (format!("the commit failed, and the handler runs again: {error}"), Some(error)),
         };
-        let text = format!("the commit failed, and the handler runs again: {error}");
         group.handlers.into_iter().for_each(|handler| drop(handler.send(Err(unavailable(&text)))));
         let single = group.works.len() == 1 && group.lent == 0;
         for mut work in group.works {
-            let answer = if single { Err(unavailable(&error.to_string())) } else { self.single(&mut *work).await };
+            let answer = match &all {
+                Some(error) if single => Err(same(error)),
+                _ => self.single(&mut *work).await,
+            };
             work.answer(answer);
         }
     }
@@ -377,6 +457,7 @@ impl Worker {
     /// Waits for the turn to write, and begins a transaction.
     async fn turn_and_begin(&mut self) -> Result<super::turn::Turn, StoreError> {
         let turn = self.turnstile.enter(BUSY).await.map_err(|e| self.turn_failed(e))?;
+        self.place.check()?;
         if self.connection.is_none() {
             self.connection = Some(self.connect().await.map_err(|e| explain(&self.path, e))?);
         }
@@ -405,13 +486,23 @@ impl Worker {
             0 => true,
             until => clock.boot() < Boot(until),
         };
-        connection.lock_handle().await?.set_progress_handler(STEPS_BETWEEN_LOOKS, goes_on);
+        let holder = Arc::clone(&self.holder);
+        let mut handle = connection.lock_handle().await?;
+        handle.set_progress_handler(STEPS_BETWEEN_LOOKS, goes_on);
+        // Where the disk is full SQLite may roll back the transaction that a handler is inside. What the handler writes
+        // then would be committed statement by statement, without its inbox record.
+        handle.set_commit_hook(move || holder.commits.load(Ordering::Acquire));
+        drop(handle);
         Ok(connection)
     }
 
     async fn commit(&mut self) -> Result<(), StoreError> {
         let Some(connection) = &mut self.connection else { return Err(closed()) };
-        Transactions::commit(connection).await.map_err(|e| explain(&self.path, e))
+        self.holder.commits.store(true, Ordering::Release);
+        let committed = Transactions::commit(connection).await;
+        self.holder.commits.store(false, Ordering::Release);
+        committed.map_err(|e| explain(&self.path, e))?;
+        self.place.check_committed()
     }
 
     /// Leaves no transaction open: if that cannot be had by asking, the connection is closed.
