@@ -4,6 +4,8 @@
 
 mod broker;
 mod damage;
+mod disk;
+mod log_damage;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;

@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::sql::log::{PartitionEntry, damage};
-use crate::store::sql::sqlite::{SqliteFile, assembled};
+use crate::store::sql::sqlite::SqliteFile;
 use crate::store::sql::writer::Task;
 use crate::topic::{Epoch, Partition, Text};
 
@@ -96,7 +96,7 @@ impl Enter {
         };
         let mut floors = Vec::new();
         for (id, topic, partitions) in &self.topics {
-            self.set_floors(connection, *id, epoch).await?;
+            self.set_floors(connection, (*id, *partitions), epoch).await?;
             let rows = sqlx::query(
                 "select consumer, topic, number, floor, seal from aq_floors where consumer = ? and topic = ?",
             )
@@ -116,37 +116,49 @@ impl Enter {
         Ok((epoch, floors))
     }
 
+    /// Where a consumer begins that is new.
+    async fn first_floor(
+        &self,
+        connection: &mut SqliteConnection,
+        topic: i64,
+        number: i64,
+    ) -> Result<i64, sqlx::Error> {
+        if self.start == Start::Beginning {
+            return Ok(0);
+        }
+        let next = PartitionEntry::find(connection, topic, number).await?.next;
+        Ok(match self.start {
+            Start::Beginning => 0,
+            Start::New => next - 1,
+            Start::Position(position) => position.0.cast_signed().saturating_sub(1).clamp(0, next - 1),
+            Start::Time(time) => first_since(connection, (topic, number), next, time).await? - 1,
+        })
+    }
+
     /// Gives each partition of a topic a floor, unless it has one, and the epoch.
-    async fn set_floors(&self, connection: &mut SqliteConnection, topic: i64, epoch: Epoch) -> Result<(), sqlx::Error> {
-        let columns = PartitionEntry::COLUMNS;
-        // All of them when the consumer is new to the topic; some that are missing later are damage.
-        let partitions = sqlx::query(assembled(format!(
-            "select {columns} from aq_partitions p where p.topic = ? and not exists
-             (select 1 from aq_floors f where f.consumer = ? and f.topic = p.topic)"
-        )))
-        .bind(topic)
-        .bind(self.consumer.as_str().to_owned())
-        .fetch_all(&mut *connection)
-        .await?;
-        for row in partitions {
-            let entry = PartitionEntry::read(&row);
-            let entry =
-                entry.ok_or_else(|| damage(format!("an entry of topic {topic} in `aq_partitions` has changed")))?;
-            let floor = match self.start {
-                Start::Beginning => 0,
-                Start::New => entry.next - 1,
-                Start::Position(position) => position.0.cast_signed().saturating_sub(1).clamp(0, entry.next - 1),
-                Start::Time(time) => first_since(connection, (topic, entry.number), entry.next, time).await? - 1,
-            };
-            let seal = FloorEntry::seal(self.consumer.as_str(), topic, entry.number, floor);
+    async fn set_floors(
+        &self,
+        connection: &mut SqliteConnection,
+        (topic, partitions): (i64, u32),
+        epoch: Epoch,
+    ) -> Result<(), sqlx::Error> {
+        let known = sqlx::query("select 1 from aq_floors where consumer = ? and topic = ? limit 1")
+            .bind(self.consumer.as_str().to_owned())
+            .bind(topic)
+            .fetch_optional(&mut *connection)
+            .await?;
+        // A consumer that is new to the topic gets all of them; some that are missing later are damage.
+        let new = if known.is_none() { partitions } else { 0 };
+        for number in 0..i64::from(new) {
+            let floor = self.first_floor(connection, topic, number).await?;
             sqlx::query(
                 "insert into aq_floors (consumer, topic, number, epoch, floor, seal) values (?, ?, ?, 0, ?, ?)",
             )
             .bind(self.consumer.as_str().to_owned())
             .bind(topic)
-            .bind(entry.number)
+            .bind(number)
             .bind(floor)
-            .bind(seal)
+            .bind(FloorEntry::seal(self.consumer.as_str(), topic, number, floor))
             .execute(&mut *connection)
             .await?;
         }

@@ -125,6 +125,12 @@ impl SqliteOptions {
         check_small_tables(&path, &mut connection).await?;
         let place = Place::of(&path);
         let readers = SqlitePoolOptions::new().min_connections(0).max_connections(READERS).test_before_acquire(false);
+        let placed = place.clone();
+        let readers = readers.after_connect(move |_, _| {
+            // One that was opened on another file would be kept.
+            let checked = placed.check().map_err(|e| sqlx::Error::Io(std::io::Error::other(e)));
+            Box::pin(std::future::ready(checked))
+        });
         let readers = readers.connect_lazy_with(options.clone());
         let changed = watch::Sender::new(0);
         let writer = Writer::start((&path, &place), &options, changed.clone(), self.handler_limit, self.clock.clone())?;
@@ -176,7 +182,8 @@ impl SqliteFile {
 
     /// A connection for one reader alone.
     pub(crate) async fn connect(&self) -> Result<SqliteConnection, StoreError> {
-        self.0.options.connect().await.map_err(|e| explain(self.path(), e))
+        let connection = self.0.options.connect().await.map_err(|e| explain(self.path(), e))?;
+        self.check_place().map(|()| connection)
     }
 
     /// Runs a task on the writing connection, with those of others in one commit, and answers when it is committed.
@@ -415,7 +422,7 @@ pub(crate) fn explain(path: &Path, error: sqlx::Error) -> StoreError {
         Some(5 | 6) => (true, "another process or transaction holds it: end it, or wait".to_owned()),
         Some(8) => (true, "it cannot be written: check its permissions, those of its folder and of `-wal` and `-shm` beside it, and whether the disk is mounted read-only".to_owned()),
         Some(9) => (true, "the statement took longer than a handler may hold its transaction: make it shorter, or raise `handler_limit`".to_owned()),
-        Some(10) => (true, "reading or writing the disk failed: look at the system's log".to_owned()),
+        Some(10) => (true, "reading or writing the disk failed: look at the system's log, and whether a quota or a limit on the size of files was reached".to_owned()),
         Some(11) => (false, format!("it is damaged: {MEND}")),
         Some(13) => (true, "the disk is full: free some space, and it goes on by itself".to_owned()),
         Some(14) => (true, "it cannot be opened: check that its folder exists and may be written to".to_owned()),
