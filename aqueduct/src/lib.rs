@@ -32,9 +32,10 @@
 //! - [Promises](guide::promises) and their conditions.
 //! - [Retries and dead letters](guide::retries).
 //! - [Ordering](guide::ordering).
+//! - [Embedded](guide::embedded): broker and store in one SQLite file.
 //! - [Testing](guide::testing).
 //!
-//! The examples `01-hello` to `05-webhooks` are a course.
+//! The examples `01-hello` to `06-embedded` are a course.
 //!
 //! # The parts
 //!
@@ -51,6 +52,7 @@
 //!
 //! | feature | brings |
 //! |---|---|
+//! | `sqlite` | a durable broker and store in one SQLite file, [`Tx`] and [`Outbox`] on it. Defaults to off |
 //! | `testing` | the test kit: `TestApp` for tests of your handlers, the suites for adapters. Defaults to off |
 
 pub mod broker;
@@ -74,6 +76,10 @@ pub mod guide {
 
     #[doc = include_str!("guide/ordering.md")]
     pub mod ordering {}
+
+    #[cfg(feature = "sqlite")]
+    #[doc = include_str!("guide/embedded.md")]
+    pub mod embedded {}
 
     #[doc = include_str!("guide/testing.md")]
     pub mod testing {}

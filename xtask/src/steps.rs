@@ -106,11 +106,12 @@ fn doc() -> Result<()> {
     show(doc.env("RUSTDOCFLAGS", "--deny warnings"))
 }
 
-/// Each example as a reader runs it: with default features.
+/// Each example, with the features that some of them ask for.
 fn examples() -> Result<()> {
     let names = rust_files("aqueduct/examples");
     if names.is_empty() {
         println!("there is no example yet");
     }
-    names.iter().try_for_each(|name| show(&mut cargo(&["run", "--quiet", "--example", name])))
+    let run = |name: &String| show(&mut cargo(&["run", "--quiet", "--features", "sqlite", "--example", name]));
+    names.iter().try_for_each(run)
 }

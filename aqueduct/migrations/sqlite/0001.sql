@@ -140,4 +140,4 @@ create table aq_inbox (
     at integer not null,
     primary key (consumer, source, id)
 ) without rowid;
-create index aq_inbox_place on aq_inbox (consumer, topic, number, position);
+create index aq_inbox_age on aq_inbox (at);

@@ -61,6 +61,7 @@ impl<B: Broker + ?Sized> Broker for Arc<B> {
 /// What a broker can do; the engine and the conformance suite adapt to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "each is an ability of its own")]
 pub struct Abilities {
     /// How deliveries are owned and settled.
     pub ownership: Ownership,

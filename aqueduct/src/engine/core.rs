@@ -351,6 +351,10 @@ impl Core {
         let owned = self.owned.get_mut(&key.slot)?;
         let item = self.lanes.head(lane)?;
         if !owned.may_start(item, &self.clock) || self.runs.has_orphan(&owned.partition, key) {
+            if item.stored.is_some() && owned.is_closing() {
+                self.leave_row(key, lane);
+                return None;
+            }
             self.lanes.set(lane, Head::Suspended);
             owned.suspended.push(lane);
             return None;

@@ -37,8 +37,10 @@ impl Core {
         owned.due.answered();
         owned.due.next_at = None;
         owned.due.poll_at = Some(now + defaults::COMMAND_POLL);
-        // Heads that are in memory may come along; they must not crowd others out.
-        let limit = room.saturating_add(owned.due.busy.len());
+        // Heads that cannot be offered may come along: in memory, under a command, or behind what is being inserted. They
+        // must not crowd others out.
+        let inserted = if self.ownership == Ownership::AckEach { owned.writer.events() } else { 0 };
+        let limit = room + owned.due.busy.len() + owned.due.commands.len() + inserted;
         let (store, claim, mailbox) = (Arc::clone(&self.store), owned.claim.clone(), Arc::clone(&self.mailbox));
         owned.due.asking = Some(self.tasks.spawn(async move {
             let result = store.due(&claim, wall, limit).await;
@@ -91,7 +93,7 @@ impl Core {
         if owned.due.busy.contains(&row.place) || owned.due.commands.values().any(|place| *place == row.place) {
             return;
         }
-        if self.ownership == Ownership::AckEach && owned.parked.is_appending(row.lane) {
+        if self.ownership == Ownership::AckEach && owned.parked.is_written(row.lane) {
             // What is being inserted may belong before it; when it is in, the store is asked again.
             return;
         }

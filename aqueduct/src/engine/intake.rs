@@ -319,7 +319,7 @@ impl Core {
         let place = item.place;
         let row = self.row(lane, item);
         if let Some(owned) = self.owned.get_mut(&slot) {
-            owned.parked.append_begins(lane);
+            owned.parked.write_begins(lane);
         }
         self.write(slot, Op::Append { row, late: stray }, After::Appended { lane, place });
     }
@@ -370,6 +370,7 @@ impl Core {
         }
         if let Some(owned) = self.owned.get_mut(&key.slot) {
             owned.parked.close(key.lane, true, None);
+            owned.parked.write_begins(key.lane);
         }
         self.write(key.slot, Op::Put(rows), After::Parked { lane: key.lane, settle });
     }

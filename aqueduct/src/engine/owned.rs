@@ -74,8 +74,8 @@ struct ParkedKey {
     holds: bool,
     /// A dead or discarded row above the floor.
     mark: Option<Position>,
-    /// Arrivals on their way to the store.
-    appends: u32,
+    /// Writes on their way to the store that bring rows.
+    writes: u32,
 }
 
 impl ParkedKeys {
@@ -93,18 +93,19 @@ impl ParkedKeys {
         }
     }
 
-    pub(crate) fn append_begins(&mut self, lane: LaneId) {
-        self.lanes.entry(lane).or_default().appends += 1;
+    /// A write begins that brings rows of this key: until it ends, no answer to an earlier one opens the key.
+    pub(crate) fn write_begins(&mut self, lane: LaneId) {
+        self.lanes.entry(lane).or_default().writes += 1;
     }
 
-    /// True while an arrival of this key is on its way to the store.
-    pub(crate) fn is_appending(&self, lane: LaneId) -> bool {
-        self.lanes.get(&lane).is_some_and(|key| key.appends > 0)
+    /// True while rows of this key are on their way to the store.
+    pub(crate) fn is_written(&self, lane: LaneId) -> bool {
+        self.lanes.get(&lane).is_some_and(|key| key.writes > 0)
     }
 
-    pub(crate) fn append_ends(&mut self, lane: LaneId) {
+    pub(crate) fn write_ends(&mut self, lane: LaneId) {
         if let Some(key) = self.lanes.get_mut(&lane) {
-            key.appends = key.appends.saturating_sub(1);
+            key.writes = key.writes.saturating_sub(1);
         }
     }
 
@@ -115,9 +116,9 @@ impl ParkedKeys {
         }
     }
 
-    /// Opens the key if nothing holds it: no row, no append in flight, no mark above the floor.
-    pub(crate) fn try_open(&mut self, lane: LaneId, mind_appends: bool) {
-        let open = |key: &ParkedKey| !key.holds && key.mark.is_none() && (key.appends == 0 || !mind_appends);
+    /// Opens the key if nothing holds it: no row, no row on its way, no mark above the floor.
+    pub(crate) fn try_open(&mut self, lane: LaneId, mind_writes: bool) {
+        let open = |key: &ParkedKey| !key.holds && key.mark.is_none() && (key.writes == 0 || !mind_writes);
         if self.lanes.get(&lane).is_some_and(open) {
             self.lanes.remove(&lane);
         }
@@ -278,6 +279,11 @@ impl Owned {
         self.stage == Stage::Open && self.origin.holds(clock)
     }
 
+    /// True while what is in hand is being finished and nothing new starts.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Draining { .. } | Stage::Stopping)
+    }
+
     /// True if an attempt on this event may start: while the partition is being closed, only what keeps the floor from
     /// reaching what is finished already.
     pub(crate) fn may_start(&self, item: &Item, clock: &Clock) -> bool {
@@ -319,14 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn a_key_opens_only_when_neither_row_nor_append_nor_mark_holds_it() {
+    fn a_key_opens_only_when_neither_row_nor_write_nor_mark_holds_it() {
         let (mut keys, lane) = (ParkedKeys::default(), LaneId(1));
         keys.close(lane, false, Some(Position(7)));
-        keys.append_begins(lane);
-        keys.append_ends(lane);
         keys.holds(lane, true);
         assert!(keys.floor_passes(Position(7)) && keys.contains(lane), "a row still holds it");
+        keys.write_begins(lane);
         keys.holds(lane, false);
+        keys.try_open(lane, true);
+        assert!(keys.contains(lane), "a row is on its way");
+        keys.write_ends(lane);
         keys.try_open(lane, true);
         assert!(!keys.contains(lane));
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::core::Core;
 use super::item::Item;
-use super::lanes::LaneKey;
+use super::lanes::{Head, LaneKey, LaneRef};
 use super::owned::Stage;
 use super::serve::ServeError;
 use crate::broker::Ownership;
@@ -53,15 +53,16 @@ impl Core {
     /// Nothing new starts in a partition. Only what stands before finished events is still worked on: left undone, it
     /// would let those be done again by the next owner.
     pub(super) fn close_partition(&mut self, slot: u32, stage: Stage) {
-        let running: Vec<_> =
-            self.runs.iter_mut().filter(|r| r.key.slot == slot && r.orphan.is_none()).map(|r| r.lane).collect();
-        let fresh = running
-            .into_iter()
-            .filter_map(|lane| self.lanes.head(lane).filter(|i| i.stored.is_none()).map(|i| i.place.position));
-        let highest = fresh.max();
+        let under_way = |lane: &LaneRef| {
+            self.lanes.look(*lane).is_some_and(|(_, head)| matches!(head, Head::Running | Head::Writing))
+        };
+        let heads = self.lanes.of_slot(slot).into_iter().filter(under_way);
+        // Rows too: one that stands above the floor and is finished may be delivered again.
+        let highest = heads.filter_map(|lane| Some(self.lanes.items(lane).next()?.place.position)).max();
         let by_floor = self.ownership == Ownership::Floor;
         let Some(owned) = self.owned.get_mut(&slot).filter(|o| o.stage != Stage::Releasing) else { return };
-        owned.finish_below = owned.ledger.highest_settled().max(highest).filter(|_| by_floor);
+        let highest = owned.ledger.highest_settled().max(owned.writer.carries().max()).max(highest);
+        owned.finish_below = highest.filter(|_| by_floor);
         owned.stage = stage;
         self.update_paused();
         self.soon();
@@ -71,8 +72,18 @@ impl Core {
     fn has_needed(&self, slot: u32) -> bool {
         let Some(owned) = self.owned.get(&slot) else { return false };
         let can_end = |item: &Item| owned.is_needed(item) && (self.has_store || item.attempts == 0);
-        owned.origin.holds(&self.clock)
-            && self.lanes.of_slot(slot).into_iter().any(|lane| self.lanes.items(lane).next().is_some_and(can_end))
+        let fresh = |lane| self.lanes.items(lane).find(|item| item.stored.is_none());
+        owned.origin.holds(&self.clock) && self.lanes.of_slot(slot).into_iter().any(|l| fresh(l).is_some_and(can_end))
+    }
+
+    /// A row that is not to be started now waits in the store: behind one that is replayed late, in a key that is open,
+    /// may stand what is needed.
+    pub(super) fn leave_row(&mut self, key: LaneKey, lane: LaneRef) {
+        let Some(item) = self.lanes.pop(lane) else { return };
+        self.forget_row(key.slot, item.place);
+        if self.lanes.exists(lane) {
+            self.scheduler.ready(lane);
+        }
     }
 
     /// The next phase, if it is time.
@@ -99,7 +110,8 @@ impl Core {
         for slot in slots {
             self.flush_now(slot, now);
         }
-        let settled = self.scheduler.running() == 0 && self.owned.values().all(|o| o.is_written() && o.is_told());
+        // Busy again: a lease that had lapsed was renewed, or a lane was parked on the way.
+        let settled = !busy && self.owned.values().all(|o| o.is_written() && o.is_told());
         if self.stop.returned && settled || now >= end_at {
             self.stop.abandoned = self.scheduler.running();
             self.stop.over = true;
@@ -117,11 +129,9 @@ impl Core {
             self.owned.iter().flat_map(|(slot, o)| o.ledger.open().map(|t| (*slot, t)).collect::<Vec<_>>()).collect();
         for (slot, ticket) in tickets {
             // What is on its way to the store is settled when it has arrived.
-            if self
-                .owned
-                .get(&slot)
-                .is_some_and(|o| !o.writer.carries(ticket.position) && !o.burying.contains(&ticket.position))
-            {
+            if self.owned.get(&slot).is_some_and(|o| {
+                o.writer.carries().all(|p| p != ticket.position) && !o.burying.contains(&ticket.position)
+            }) {
                 let place = crate::topic::Place { position: ticket.position, index: 0 };
                 self.return_delivery(slot, place, Duration::ZERO);
             }

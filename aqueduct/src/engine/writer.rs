@@ -1,6 +1,6 @@
 //! Durable writes of one partition, in order, one `apply` at a time: so a lane is written in the order of positions.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,13 +50,18 @@ pub(crate) enum After {
 }
 
 impl After {
+    /// The deliveries that are settled by it.
+    fn settles(&self) -> &[Place] {
+        match self {
+            Self::Parked { settle, .. } => settle,
+            Self::Appended { place, .. } | Self::Buried { place, .. } => std::slice::from_ref(place),
+            Self::Row { .. } | Self::Operated { .. } | Self::Floor => &[],
+        }
+    }
+
     /// How many deliveries the write takes out of memory; a buried one is still in its lane.
     fn events(&self) -> usize {
-        match self {
-            Self::Parked { settle, .. } => settle.len(),
-            Self::Appended { .. } => 1,
-            Self::Row { .. } | Self::Buried { .. } | Self::Operated { .. } | Self::Floor => 0,
-        }
+        if matches!(self, Self::Buried { .. }) { 0 } else { self.settles().len() }
     }
 }
 
@@ -70,18 +75,16 @@ impl Writer {
 
     /// How many deliveries are on their way to the store.
     pub(crate) fn events(&self) -> usize {
-        let queued = self.queue.iter().map(|(_, after)| after.events()).sum::<usize>();
-        queued + self.in_flight.iter().flat_map(|f| &f.after).map(After::events).sum::<usize>()
+        self.afters().map(After::events).sum()
     }
 
-    /// True if this delivery is on its way to the store.
-    pub(crate) fn carries(&self, position: Position) -> bool {
-        let queued = self.queue.iter().map(|(_, after)| after);
-        queued.chain(self.in_flight.iter().flat_map(|f| &f.after)).any(|after| match after {
-            After::Parked { settle, .. } => settle.iter().any(|place| place.position == position),
-            After::Appended { place, .. } | After::Buried { place, .. } => place.position == position,
-            After::Row { .. } | After::Operated { .. } | After::Floor => false,
-        })
+    /// The positions of the deliveries that are on their way to the store.
+    pub(crate) fn carries(&self) -> impl Iterator<Item = Position> {
+        self.afters().flat_map(After::settles).map(|place| place.position)
+    }
+
+    fn afters(&self) -> impl Iterator<Item = &After> {
+        self.queue.iter().map(|(_, after)| after).chain(self.in_flight.iter().flat_map(|f| &f.after))
     }
 
     /// True if the store has failed and is to be tried again.
@@ -93,7 +96,7 @@ impl Writer {
         if let Some(flight) = &self.in_flight {
             return flight.task.is_none().then(|| Arc::clone(&flight.ops));
         }
-        let count = self.queue.len().min(if self.one_by_one { 1 } else { OPS_MAX });
+        let count = self.repeatable().min(if self.one_by_one { 1 } else { OPS_MAX });
         if count == 0 {
             return None;
         }
@@ -101,6 +104,20 @@ impl Writer {
         let ops = Arc::new(ops);
         self.in_flight = Some(InFlight { ops: Arc::clone(&ops), after, task: None });
         Some(ops)
+    }
+
+    /// How many writes from the front may go together: all of them are repeated if their answer is lost, and an arrival
+    /// is judged by the rows of its lane, so none of those is deleted in the same batch.
+    fn repeatable(&self) -> usize {
+        let mut appended = HashSet::new();
+        for (n, (op, _)) in self.queue.iter().take(OPS_MAX).enumerate() {
+            match op {
+                Op::Append { row, .. } => drop(appended.insert(row.lane)),
+                Op::Finish(row) if appended.contains(&row.lane) => return n,
+                _ => {}
+            }
+        }
+        self.queue.len()
     }
 
     /// Puts a refused batch back, to be tried one by one.
@@ -117,6 +134,9 @@ impl Core {
     /// Queues a write.
     pub(super) fn write(&mut self, slot: u32, op: Op, after: After) {
         if let Some(owned) = self.owned.get_mut(&slot) {
+            if let Some(end) = &mut owned.finish_below {
+                *end = after.settles().iter().map(|place| place.position).fold(*end, Position::max);
+            }
             owned.writer.queue.push_back((op, after));
             self.pump(slot);
         }
@@ -189,13 +209,14 @@ impl Core {
         match after {
             After::Parked { lane, settle } => {
                 owned.parked.close(lane, true, None);
+                owned.parked.write_ends(lane);
                 self.buffered -= settle.len();
                 for place in settle {
                     self.settle_at(slot, place);
                 }
             }
             After::Appended { lane, place } => {
-                owned.parked.append_ends(lane);
+                owned.parked.write_ends(lane);
                 owned.due.grows(lane);
                 match answer {
                     Applied::Appended => owned.parked.holds(lane, true),
@@ -220,7 +241,7 @@ impl Core {
     }
 
     fn row_follows(&mut self, slot: u32, (lane, id, place, dies): (LaneRef, LaneId, Place, bool), answer: Applied) {
-        let mind_appends = !self.planted(Planted::OpenedDuringAppend);
+        let mind_writes = !self.planted(Planted::OpenedDuringAppend);
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         owned.due.leaves(place);
         if dies && owned.ledger.floor().is_none_or(|floor| place.position > floor) && owned.parked.contains(id) {
@@ -228,12 +249,43 @@ impl Core {
         }
         if let Applied::Lane { holds, .. } = answer {
             owned.parked.holds(id, holds);
-            owned.parked.try_open(id, mind_appends);
+            owned.parked.try_open(id, mind_writes);
         }
         // A partition that is given up may have let go of the row before the store answered.
         self.stored_in_memory -= usize::from(self.lanes.pop(lane).is_some());
         if self.lanes.exists(lane) {
             self.scheduler.ready(lane);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use crate::store::{Content, Late, Row, RowRef};
+
+    fn append(position: u64, lane: u64) -> Op {
+        let content = Content::Event(Arc::new(Event::raw("test", "")));
+        let row = Row::new(Place::at(position), LaneId(lane), content, crate::clock::Timestamp::UNIX_EPOCH);
+        Op::Append { row, late: Late::Finished }
+    }
+
+    fn finish(position: u64, lane: u64) -> Op {
+        Op::Finish(RowRef { place: Place::at(position), lane: LaneId(lane), version: 1 })
+    }
+
+    /// Repeated with its finish, the append would find the lane empty and bring back what was finished before.
+    #[test]
+    fn no_row_is_deleted_in_one_batch_with_an_append_to_its_lane() {
+        let ops =
+            [finish(3, 1), append(9, 1), finish(4, 2), append(10, 2), finish(14, 1), finish(15, 1), append(16, 1)];
+        let mut writer = Writer::default();
+        writer.queue.extend(ops.iter().cloned().map(|op| (op, After::Floor)));
+        for batch in [&ops[..4], &ops[4..]] {
+            assert_eq!(writer.take_batch().as_deref().map(Vec::as_slice), Some(batch));
+            writer.in_flight = None;
+        }
+        assert!(writer.is_idle() && writer.take_batch().is_none());
     }
 }

@@ -38,7 +38,9 @@ pub trait Store: Any + Send + Sync {
 
     /// Applies operations in order and answers each. Operations on one lane take effect together or not at all.
     ///
-    /// An error may hide a success, so each operation can be repeated: the second time it finds its work done.
+    /// An error may hide a success, so all of an `apply` can be repeated, before any other: the second time each operation
+    /// finds its work done. An append is judged by the rows of its lane, so no [`Finish`](Op::Finish) on its lane follows
+    /// it in the same `apply`.
     fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>>;
 
     /// Writes dead letters of consumers that own nothing; a row that is there already stays as it is.

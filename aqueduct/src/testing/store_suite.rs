@@ -36,18 +36,25 @@ const CASES: &[Case] = super::cases![
     update_re_dates_or_gives_up_only_the_version_it_names,
     a_row_remembers_its_last_failures,
     every_operation_can_be_repeated,
+    times_may_be_finer_than_what_a_database_keeps,
     operations_see_those_before_them,
     only_heads_are_due_earliest_first,
     a_blocking_head_holds_its_lane_and_is_never_due,
+    events_of_one_message_keep_their_order,
     taking_over_tells_which_lanes_have_rows,
+    a_mark_follows_what_becomes_of_its_row,
+    a_lane_may_have_any_hash,
     the_floor_deletes_marks_and_nothing_else,
     commands_wait_for_their_partitions_owner,
     each_command_does_what_it_says,
+    a_command_brings_back_a_row_of_any_state,
+    what_became_of_a_command_stays,
     a_command_that_cannot_be_carried_out_says_why,
     a_command_names_a_row_in_a_version_that_is_there,
     browsing_finds_what_it_is_asked_for,
     burying_needs_no_claim_and_keeps_what_is_there,
     a_row_that_is_too_large_is_refused,
+    partitions_are_written_at_the_same_time,
 ];
 
 /// Runs every case, each on a store of its own that has no rows. The factory gets the case's name.
@@ -381,6 +388,24 @@ async fn every_operation_can_be_repeated(store: Arc<dyn Store>) {
     assert_eq!(owner.row(4).await.version, 2);
 }
 
+/// A repeat is recognised although the store keeps less of a time than it was given.
+async fn times_may_be_finer_than_what_a_database_keeps(store: Arc<dyn Store>) {
+    let owner = Owner::of(&store).await;
+    let fine = |seconds| at(seconds).after(Duration::from_nanos(1_999));
+    let mut first = row(1, "a");
+    first.next_at = fine(10);
+    owner.put(&[first]).await;
+    assert_eq!(owner.due(at(10), 10).await.0, [] as [u64; 0], "a row is never due early");
+    assert_eq!(owner.due(at(11), 10).await.0, [1]);
+    let failure = Failure { at: fine(12), attempt: 1, took: Duration::from_nanos(7), error: "broken".into() };
+    let update = Op::Update { row: named(&row(1, "a")), failure: failure.clone(), to: Next::Retry(fine(20)) };
+    let answer = owner.apply(update.clone()).await;
+    assert!(matches!(answer, Applied::Lane { holds: true, next_at: Some(next) } if next >= fine(20)), "{answer:?}");
+    assert_eq!(owner.apply(update).await, answer, "the second time it finds its work done");
+    assert_eq!((owner.row(1).await.version, owner.row(1).await.history), (2, [failure].into()));
+    assert_eq!(owner.due(at(20), 10).await.0, [] as [u64; 0]);
+}
+
 async fn operations_see_those_before_them(store: Arc<dyn Store>) {
     let owner = Owner::of(&store).await;
     let ops = [
@@ -411,6 +436,7 @@ async fn only_heads_are_due_earliest_first(store: Arc<dyn Store>) {
     assert_eq!(owner.due(at(30), 10).await, (vec![6, 3, 1], Some(at(40))), "a head due at this very time is due");
     assert_eq!(owner.due(at(30), 2).await, (vec![6, 3], Some(at(30))), "a head cut off by the limit is the next");
     assert_eq!(owner.due(at(99), 10).await, (vec![6, 3, 1, 4], None));
+    assert_eq!(owner.due(at(99), 0).await, (vec![], Some(at(10))));
     owner.apply(Op::Finish(named(&row(1, "a")))).await;
     assert_eq!(owner.due(at(1), 10).await, (vec![2], Some(at(10))), "the next of the lane is the head");
     owner.apply(update(&row_at(3, "b", 20), Next::Retry(at(0)))).await;
@@ -426,6 +452,25 @@ async fn a_blocking_head_holds_its_lane_and_is_never_due(store: Arc<dyn Store>) 
     assert_eq!(owner.due(at(99), 10).await, (vec![2], None));
     owner.put(&[row(7, "b"), dead(8, "b", Hold::Block)]).await;
     assert_eq!(owner.apply(Op::Finish(named(&row(7, "b")))).await, stands(true, None));
+}
+
+async fn events_of_one_message_keep_their_order(store: Arc<dyn Store>) {
+    let owner = Owner::of(&store).await;
+    let nth = |index, due| {
+        let mut row = row_at(5, "a", due);
+        row.place.index = index;
+        row
+    };
+    owner.put(&[nth(1, 30), nth(3, 10)]).await;
+    assert_eq!(owner.append(nth(2, 10), Late::Finished).await, Applied::Finished);
+    assert_eq!(owner.append(nth(3, 10), Late::Finished).await, Applied::Present { holds: true });
+    assert_eq!(owner.append(nth(0, 20), Late::Insert).await, Applied::Appended, "it is the head from now on");
+    assert_eq!(owner.append(nth(4, 10), Late::Finished).await, Applied::Appended);
+    assert_eq!(owner.due(at(29), 10).await, (vec![5], None));
+    assert_eq!(owner.apply(Op::Finish(named(&nth(0, 20)))).await, stands(true, Some(at(30))));
+    let query = Query { after: Some(nth(1, 0).place), ..Query::default() };
+    let after: Vec<u32> = store.browse(&query).await.unwrap().iter().map(|listed| listed.row.place.index).collect();
+    assert_eq!(after, [3, 4]);
 }
 
 async fn taking_over_tells_which_lanes_have_rows(store: Arc<dyn Store>) {
@@ -456,6 +501,36 @@ async fn taking_over_tells_which_lanes_have_rows(store: Arc<dyn Store>) {
         lanes.sort();
         assert_eq!(lanes, expected(floor));
     }
+}
+
+async fn a_mark_follows_what_becomes_of_its_row(store: Arc<dyn Store>) {
+    let owner = Owner::of(&store).await;
+    owner.put(&[dead(1, "a", Hold::Block), dead(3, "a", Hold::Skip), row(5, "a"), row(7, "a")]).await;
+    let mark = async || owner.take_over(None).await.unwrap().lanes[0].mark.map(|mark| mark.0);
+    assert_eq!(mark().await, Some(3));
+    owner.apply(update(&row(5, "a"), Next::Dead(Hold::Skip))).await;
+    assert_eq!(mark().await, Some(5));
+    owner.operate(7, Action::Discard).await;
+    assert_eq!(mark().await, Some(7));
+    owner.operate(7, Action::Replay).await;
+    assert_eq!(mark().await, Some(5));
+    owner.apply(Op::Finish(RowRef { version: 2, ..named(&row(5, "a")) })).await;
+    owner.apply(Op::Finish(named(&row(3, "a")))).await;
+    assert_eq!(mark().await, Some(1));
+    owner.operate(1, Action::Replay).await;
+    assert_eq!(mark().await, None);
+}
+
+async fn a_lane_may_have_any_hash(store: Arc<dyn Store>) {
+    let owner = Owner::of(&store).await;
+    let hashes = [0, 1, u64::MAX >> 1, 1 << 63, u64::MAX];
+    for (position, hash) in (1..).zip(hashes) {
+        owner.put(&[Row { lane: LaneId(hash), ..row(position, "a") }]).await;
+    }
+    let mut lanes: Vec<u64> = owner.take_over(None).await.unwrap().lanes.iter().map(|stored| stored.lane.0).collect();
+    lanes.sort_unstable();
+    assert_eq!(lanes, hashes);
+    assert_eq!(owner.due(at(10), 10).await.0, [1, 2, 3, 4, 5]);
 }
 
 async fn the_floor_deletes_marks_and_nothing_else(store: Arc<dyn Store>) {
@@ -515,6 +590,38 @@ async fn each_command_does_what_it_says(store: Arc<dyn Store>) {
     assert_eq!((owner.row(3).await.content, owner.row(3).await.version), (Content::Event(edited), 2));
 }
 
+async fn a_command_brings_back_a_row_of_any_state(store: Arc<dyn Store>) {
+    let owner = Owner::of(&store).await;
+    owner.put(&[dead(1, "a", Hold::Skip), discarded(2, "a")]).await;
+    owner.put(&[row(3, "b")]).await;
+    for (position, key) in [(2, "a"), (1, "a"), (3, "b")] {
+        let (answer, state) = owner.operate(position, Action::Replay).await;
+        assert_eq!((answer, state), (stands(true, Some(at(50))), CommandState::Done { at: at(50) }), "{key}");
+        assert_eq!(owner.row(position).await.state, RowState::Parked);
+    }
+    owner.apply(Op::Floor(Position(9))).await;
+    assert_eq!(owner.places().await, [1, 2, 3], "what was brought back is no mark");
+}
+
+async fn what_became_of_a_command_stays(store: Arc<dyn Store>) {
+    let owner = Owner::of(&store).await;
+    owner.put(&[row(1, "a"), row(2, "a")]).await;
+    let done = owner.command(&row(1, "a"), Action::Discard).await;
+    let refused = owner.command(&row(2, "a"), Action::Discard).await;
+    let operate = async |id, refused: Option<&str>, now| {
+        owner.apply(Op::Operate { id, refused: refused.map(Text::from), now: at(now) }).await
+    };
+    operate(done, None, 1).await;
+    operate(refused, Some("first"), 1).await;
+    assert_eq!(operate(done, Some("too late"), 2).await, stands(true, Some(at(10))));
+    assert_eq!(operate(refused, None, 2).await, stands(true, Some(at(10))));
+    assert_eq!(owner.state(done).await, CommandState::Done { at: at(1) });
+    assert_eq!(owner.state(refused).await, CommandState::Refused { at: at(1), why: "first".into() });
+    assert_eq!((owner.row(1).await.state, owner.row(2).await.state), (RowState::Discarded, RowState::Parked));
+    owner.apply(Op::Finish(named(&row(2, "a")))).await;
+    assert_eq!(operate(refused, None, 3).await, Applied::Conflict, "the row has changed since");
+}
+
 async fn a_command_that_cannot_be_carried_out_says_why(store: Arc<dyn Store>) {
     let owner = Owner::of(&store).await;
     owner.put(&[row(1, "a"), dead(2, "b", Hold::Skip)]).await;
@@ -545,8 +652,12 @@ async fn a_command_names_a_row_in_a_version_that_is_there(store: Arc<dyn Store>)
     owner.put(&[row(1, "a")]).await;
     let mut newer = row(1, "a");
     newer.version = 3;
-    for missing in [newer, row(2, "a"), Row { lane: lane("b"), ..row(1, "a") }] {
-        let answer = store.command(&owner.command_on(&missing, Action::Discard)).await;
+    let mut commands: Vec<_> = [newer, row(2, "a"), Row { lane: lane("b"), ..row(1, "a") }]
+        .map(|missing| owner.command_on(&missing, Action::Discard))
+        .into();
+    commands.push(Command { partition: partition(9), ..owner.command_on(&row(1, "a"), Action::Discard) });
+    for command in commands {
+        let answer = store.command(&command).await;
         assert!(matches!(answer, Err(StoreError::Refused(_))), "{answer:?}");
     }
     assert!(store.due(&owner.claim, at(0), 10).await.unwrap().commands.is_empty());
@@ -574,6 +685,14 @@ async fn browsing_finds_what_it_is_asked_for(store: Arc<dyn Store>) {
     assert_eq!(found(|q| q.limit = 2).await, [3, 4]);
     let listed = store.browse(&Query { consumer: Some("shipping".into()), ..Query::default() }).await.unwrap();
     assert_eq!((&listed[0].consumer, &listed[0].partition), (&"shipping".into(), &partition(1)));
+    let place = Place::at(9);
+    let message = Content::Undecodable(Arc::new(Message::new("orders", "?")));
+    owner.put(&[Row::new(place, place.lane(), message, at(1))]).await;
+    assert_eq!(found(|q| q.key = Key::new("a")).await, [3, 5, 7], "what could not be decoded has no key");
+    assert_eq!(
+        found(|q| (q.key, q.dead, q.after, q.limit) = (Key::new("a"), Some(false), Some(Place::at(3)), 1)).await,
+        [5]
+    );
     let many: Vec<Row> = (100..220).map(|position| row(position, "many")).collect();
     owner.put(&many).await;
     assert_eq!(found(|_| ()).await.len(), 100, "no limit means 100");
@@ -592,6 +711,12 @@ async fn burying_needs_no_claim_and_keeps_what_is_there(store: Arc<dyn Store>) {
     let id = owner.command(&dead(1, "a", Hold::Skip), Action::Replay).await;
     owner.apply(Op::Operate { id, refused: None, now: at(1) }).await;
     assert_eq!(owner.due(at(1), 10).await, (vec![1], None), "whoever takes over can replay it");
+    let others = [dead(5, "b", Hold::Skip), dead(6, "a", Hold::Skip), dead(7, "b", Hold::Block)];
+    store.bury(&claim(1).consumer, &partition(0), &others).await.unwrap();
+    let mut lanes = owner.take_over(None).await.unwrap().lanes;
+    lanes.sort_by_key(|stored| stored.mark);
+    let expected = [("a", 6), ("b", 7)].map(|(key, mark)| (lane(key), true, Some(Position(mark))));
+    assert_eq!(lanes.iter().map(|stored| (stored.lane, stored.holds, stored.mark)).collect::<Vec<_>>(), expected);
 }
 
 async fn a_row_that_is_too_large_is_refused(store: Arc<dyn Store>) {
@@ -599,10 +724,37 @@ async fn a_row_that_is_too_large_is_refused(store: Arc<dyn Store>) {
     let bytes = store.abilities().row_bytes_max + 1;
     let mut large = row(2, "a");
     large.content = Content::Event(Arc::new(Event::raw("order.placed", vec![0; bytes]).key("a")));
-    let ops = [Op::Put(vec![row(1, "a"), large.clone()]), Op::Append { row: large, late: Late::Insert }];
+    let ops = [Op::Put(vec![row(1, "a"), large.clone()]), Op::Append { row: large.clone(), late: Late::Insert }];
     for op in ops {
         let answer = store.apply(&owner.claim, &[op]).await;
         assert!(matches!(answer, Err(StoreError::Refused(_))), "{answer:?}");
     }
     assert_eq!(owner.places().await, [] as [u64; 0], "nothing of the lane is written");
+    assert!(matches!(store.bury(&claim(1).consumer, &partition(0), &[large]).await, Err(StoreError::Refused(_))));
+}
+
+/// Writers may share a commit; a refusal is nobody else's.
+async fn partitions_are_written_at_the_same_time(store: Arc<dyn Store>) {
+    let mut tasks = Vec::new();
+    for index in 0..16 {
+        let owner = Owner { store: store.clone(), claim: Claim { partition: partition(index), ..claim(1) } };
+        tasks.push(tokio::spawn(async move {
+            owner.take_over(None).await.unwrap();
+            for position in 1..20 {
+                if index % 4 == 0 {
+                    let older = Claim { epoch: Epoch(0), ..owner.claim.clone() };
+                    assert_fenced(owner.store.apply(&older, &[Op::Put(vec![row(99, "a")])]).await, 1, 0);
+                }
+                let answer = owner.append(row(position, "a"), Late::Finished).await;
+                assert_eq!(answer, Applied::Appended);
+            }
+            let Applied::Lane { holds: true, .. } = owner.apply(Op::Finish(named(&row(1, "a")))).await else {
+                panic!("the lane has rows")
+            };
+            assert_eq!(owner.places().await, (2..20).collect::<Vec<_>>());
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
 }

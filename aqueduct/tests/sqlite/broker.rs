@@ -191,7 +191,7 @@ async fn several_handles_write_at_the_same_time_and_nothing_is_lost() {
         }
     });
     let member = join(&brokers[0], &["orders"]).await;
-    let (_, found) = tokio::join!(futures(publishers), bodies(&*member, 400));
+    let ((), found) = tokio::join!(futures(publishers), bodies(&*member, 400));
     for who in 0..4 {
         let of_key: Vec<_> = found.iter().filter(|body| body.starts_with(&who.to_string())).collect();
         assert!(of_key.len() == 100 && of_key.is_sorted(), "{of_key:?}");

@@ -17,6 +17,8 @@ use tempfile::TempDir;
 use crate::store::{at, claim, row, run};
 
 const PAGE: usize = 4_096;
+/// A page in the write-ahead log.
+const FRAME: usize = PAGE + 24;
 const COUNT: usize = 750;
 
 /// What every position of every partition holds.
@@ -301,13 +303,12 @@ async fn crashed() -> (TempDir, Vec<u8>, Vec<u8>, Log) {
 #[tokio::test]
 async fn a_write_ahead_log_that_is_damaged_is_refused_unless_its_last_commit_may_never_have_ended() {
     let (folder, file, wal, log) = crashed().await;
-    const FRAME: usize = PAGE + 24;
     let frames = (wal.len() - 32) / FRAME;
     let commits: Vec<usize> = (0..frames).filter(|n| wal[32 + n * FRAME + 4..][..4] != [0; 4]).collect();
     let last_commit_begins = commits[commits.len() - 2] + 1;
     let mut numbers = Numbers(11);
-    let damages = (0..frames).step_by(frames / 40).chain([last_commit_begins - 1, last_commit_begins, frames - 1]);
-    for frame in damages {
+    let places = (0..frames).step_by(frames / 40).chain([last_commit_begins - 1, last_commit_begins, frames - 1]);
+    for frame in places {
         for at in [0, 4, 9, 17, 24 + numbers.below(PAGE)] {
             let path = folder.path().join(format!("{frame}-{at}-aqueduct.db"));
             let mut damaged = wal.clone();

@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aqueduct::sqlite::{Sqlite, SqliteBroker, SqliteFile, SqliteOptions, SqliteStore};
-use aqueduct::{Consumer, Error, Event, Outbox, Policy, Publisher, Result, Router, ServeError, State, Tx};
+use aqueduct::store::{Query, Store};
+use aqueduct::{
+    Call, Consumer, Error, Event, Handler, Next, Outbox, Outcome, Policy, Publisher, Result, Router, ServeError, State,
+    Tx,
+};
 use sqlx::{Connection, Row, SqliteConnection};
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -66,7 +70,7 @@ impl Shop {
     /// Serves until the notification.
     async fn serve(&self, consumer: Consumer, app: Router, end: Arc<Notify>) -> std::result::Result<(), ServeError> {
         let stop = async move { end.notified().await };
-        tokio::time::timeout(Duration::from_secs(60), consumer.serve(app).with_graceful_shutdown(stop)).await.unwrap()
+        tokio::time::timeout(Duration::from_mins(1), consumer.serve(app).with_graceful_shutdown(stop)).await.unwrap()
     }
 }
 
@@ -224,6 +228,69 @@ async fn the_outbox_publishes_exactly_if_the_applications_own_transaction_commit
     served.unwrap();
     assert_eq!(shop.count("select count(*) from effects where what = '1'").await, 0);
     drop(shop.folder);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_ends_the_shared_transaction_is_found_and_the_others_are_not_harmed() {
+    let shop = Shop::new().await;
+    shop.publish(60).await;
+    let end = Arc::new(Notify::new());
+    let handler = async |event: Event, mut tx: Tx<Sqlite>| -> Result<()> {
+        effect(&mut tx, &event).await?;
+        match event.data.as_ref() {
+            b"17" => {
+                sqlx::query("rollback").execute(&mut *tx).await?;
+            }
+            b"23" => {
+                sqlx::query("commit").execute(&mut *tx).await?;
+            }
+            // A transaction of its own inside is a savepoint, and may fail by itself.
+            b"31" => {
+                let mut inner = tx.begin().await?;
+                sqlx::query("insert into effects (event, what) values ('inner', 'no')").execute(&mut *inner).await?;
+                inner.rollback().await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    };
+    let app = Router::new().on("order.*", handler);
+    let served = shop.serve(shop.consumer().concurrency(64), app, end.clone());
+    let done = "select count(distinct event) + (select count(*) from aq_rows where state = 1) from effects";
+    // Nobody but the writer can commit.
+    let (served, ()) = tokio::join!(served, until(&shop, done, 60, &end));
+    served.unwrap();
+    assert_eq!(shop.count("select count(*) - count(distinct event) from effects").await, 0);
+    assert_eq!(shop.count("select count(*) from effects where what in ('17', '23', 'no')").await, 0);
+    let dead = SqliteStore::new(&shop.file).browse(&Query::default()).await.unwrap();
+    assert!(dead.iter().any(|l| l.row.history.iter().any(|f| f.error.as_str().contains("tx.begin()"))), "{dead:?}");
+}
+
+#[tokio::test]
+async fn a_layer_that_turns_an_error_into_success_commits_nothing() {
+    let shop = Shop::new().await;
+    shop.publish(3).await;
+    let end = Arc::new(Notify::new());
+    let handler = async |event: Event, mut tx: Tx<Sqlite>| -> Result<()> {
+        effect(&mut tx, &event).await?;
+        Err(Error::msg("no luck"))
+    };
+    let forgiving = tower::layer::layer_fn(|next: Next| {
+        tower::service_fn(move |call: Call| {
+            let mut next = next.clone();
+            async move {
+                let _ = tower::Service::call(&mut next, call).await;
+                Ok::<_, std::convert::Infallible>(Outcome::done())
+            }
+        })
+    });
+    let app = Router::new().on("order.*", handler.layer(forgiving));
+    let served = shop.serve(shop.consumer(), app, end.clone());
+    let settled = "select sum(floor) from aq_floors";
+    let (served, ()) = tokio::join!(served, until(&shop, settled, 3, &end));
+    served.unwrap();
+    assert_eq!(shop.count("select count(*) from effects").await, 0);
+    assert_eq!(shop.count("select count(*) from aq_inbox").await, 0);
 }
 
 #[tokio::test]

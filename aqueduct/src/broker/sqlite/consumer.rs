@@ -22,7 +22,7 @@ pub(super) struct Floor {
     pub(super) partition: Partition,
     pub(super) topic: i64,
     /// Everything up to here is settled; positions begin at 1. None if that is not known, since it is damaged.
-    pub(super) floor: Option<u64>,
+    pub(super) settled: Option<u64>,
 }
 
 /// A floor as it stands in the file.
@@ -110,7 +110,7 @@ impl Enter {
             }
             for index in 0..*partitions {
                 let partition = Partition { topic: topic.clone(), index };
-                floors.push(Floor { partition, topic: *id, floor: found.get(&index).copied() });
+                floors.push(Floor { partition, topic: *id, settled: found.get(&index).copied() });
             }
         }
         Ok((epoch, floors))

@@ -31,6 +31,9 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Quiet for so long, it is looked for less often.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// How long joining waits for the lock before it says who has it; a service joins again until it is stopped.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
 /// How often the lock is tried again while joining waits.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
@@ -89,17 +92,16 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
     let Subscription { consumer, topics, start, .. } = subscription;
     let (mut exact, mut patterns, mut entered) = (Vec::new(), Vec::new(), Vec::new());
     for topic in topics {
-        match wildcard(&topic)? {
-            Some(pattern) => patterns.push(pattern),
-            None => {
-                let entry = broker.find(&topic).await?;
-                entered.push((entry.id, topic.clone(), entry.partitions));
-                exact.push(topic);
-            }
+        if let Some(pattern) = wildcard(&topic)? {
+            patterns.push(pattern);
+        } else {
+            let entry = broker.find(&topic).await?;
+            entered.push((entry.id, topic.clone(), entry.partitions));
+            exact.push(topic);
         }
     }
     let file = broker.0.file.clone();
-    let lock = take_lock(&file, &consumer, broker.0.wait).await?;
+    let lock = take_lock(&file, &consumer, broker.0.waits).await?;
     broker.0.children.lock().insert(consumer.clone(), lock.children());
     let changes = file.changes();
     let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
@@ -128,12 +130,8 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
     Ok(member)
 }
 
-pub(super) async fn take_lock(
-    file: &SqliteFile,
-    consumer: &Text,
-    patience: Duration,
-) -> Result<ConsumerLock, BrokerError> {
-    let until = Instant::now() + patience;
+pub(super) async fn take_lock(file: &SqliteFile, consumer: &Text, waits: bool) -> Result<ConsumerLock, BrokerError> {
+    let until = Instant::now() + LOCK_WAIT;
     loop {
         let taken = ConsumerLock::try_take(file.path(), consumer.as_str());
         let held = match taken.map_err(|e| broker_error(&file.explain(e.into())))? {
@@ -142,6 +140,9 @@ pub(super) async fn take_lock(
         };
         for ended in held.end_overdue(file.clock().now()) {
             tracing::warn!(%consumer, %ended, "an orphan of an earlier instance had passed its deadline and was ended");
+        }
+        if !waits {
+            return Err(BrokerError::Refused(held.to_string()));
         }
         if Instant::now() >= until {
             return Err(BrokerError::Unavailable(held.to_string().into()));
@@ -158,8 +159,8 @@ fn heads_of(topics: impl Iterator<Item = i64>) -> String {
 
 impl State {
     fn assign(&mut self, epoch: Epoch, floors: Vec<Floor>) {
-        for Floor { partition, topic, floor } in floors {
-            let Some(floor) = floor else {
+        for Floor { partition, topic, settled } in floors {
+            let Some(floor) = settled else {
                 let why = format!("up to where {partition} is settled is damaged: {MEND}");
                 self.notes.push_back(Arrival::Stopped { partition, why });
                 continue;
@@ -389,7 +390,7 @@ impl Membership for SqliteMember {
             let (consumer, file, number) = (self.consumer.clone(), self.file.clone(), partition.index);
             let restart = Restart { consumer, topic, number, above, file };
             let (epoch, floor) = self.file.write_with(restart).await.map_err(|e| broker_error(&e))?;
-            self.state.lock().assign(epoch, vec![Floor { partition: partition.clone(), topic, floor }]);
+            self.state.lock().assign(epoch, vec![Floor { partition: partition.clone(), topic, settled: floor }]);
             Ok(())
         })
     }

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::sqlite::SqliteConnection;
@@ -43,7 +42,7 @@ pub use retention::Retention;
 /// The trap: SQLite's locks need a local disk.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> aqueduct::Result<()> {
 /// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
 /// use aqueduct::{Event, Publisher, sqlite::SqliteBroker};
 /// let broker = SqliteBroker::open(&path).await?;
@@ -56,8 +55,8 @@ pub struct SqliteBroker(Arc<Shared>);
 
 struct Shared {
     file: SqliteFile,
-    /// How long joining waits for another instance.
-    wait: Duration,
+    /// Another instance of a consumer is waited for.
+    waits: bool,
     /// Topics that are known to be in the file, where they stay.
     topics: Mutex<BTreeMap<Topic, TopicEntry>>,
     /// Where the next message without a key goes.
@@ -78,7 +77,7 @@ impl Drop for Shared {
 impl SqliteBroker {
     /// The broker in a file.
     pub fn new(file: &SqliteFile) -> Self {
-        Self::with(file.clone(), Duration::from_secs(1))
+        Self::with(file.clone(), true)
     }
 
     /// The broker in the file at this path, which is created unless it exists.
@@ -86,9 +85,9 @@ impl SqliteBroker {
         SqliteFile::open(path).await.map(|file| Self::new(&file))
     }
 
-    fn with(file: SqliteFile, wait: Duration) -> Self {
+    fn with(file: SqliteFile, waits: bool) -> Self {
         let (topics, turn) = (Mutex::default(), AtomicU64::new(0));
-        Self(Arc::new(Shared { file, wait, topics, turn, retention: Mutex::default(), children: Mutex::default() }))
+        Self(Arc::new(Shared { file, waits, topics, turn, retention: Mutex::default(), children: Mutex::default() }))
     }
 
     /// The file it is in.
@@ -96,10 +95,10 @@ impl SqliteBroker {
         &self.0.file
     }
 
-    /// How long joining waits for another instance of the consumer before it says who that is; a service tries again until
-    /// it is stopped. Defaults to 1 s.
-    pub fn wait(self, patience: Duration) -> Self {
-        Self::with(self.0.file.clone(), patience)
+    /// Refuses to join while another instance of the consumer runs, so that its service ends with an error that says who
+    /// that is. Defaults to waiting for it.
+    pub fn refuse_to_wait(self) -> Self {
+        Self::with(self.0.file.clone(), false)
     }
 
     /// What is deleted from the log, and when: once a minute from now on, for as long as this broker or a clone of it
@@ -144,7 +143,7 @@ impl SqliteBroker {
     /// more. Started again it would begin like a new one. Refused while an instance runs.
     pub async fn forget(&self, consumer: impl Into<Text>) -> Result<(), BrokerError> {
         let (consumer, file) = (consumer.into(), self.0.file.clone());
-        let _lock = member::take_lock(&file, &consumer, Duration::ZERO).await?;
+        let _lock = member::take_lock(&file, &consumer, false).await?;
         let forget = consumer::Forget { consumer, file: file.clone() };
         file.write_with(forget).await.map_err(|e| broker_error(&e))
     }

@@ -138,7 +138,9 @@ pub(crate) fn ceil_ms(time: Timestamp) -> i64 {
 /// The checksum of a stored row: SQLite finds a damaged tree, and this finds damaged content.
 pub(crate) fn checksum(numbers: &[i64], contents: &[&[u8]]) -> i64 {
     let mut hash = Xxh3::new();
-    numbers.iter().for_each(|number| hash.update(&number.to_le_bytes()));
+    for number in numbers {
+        hash.update(&number.to_le_bytes());
+    }
     for content in contents {
         hash.update(&(content.len() as u64).to_le_bytes());
         hash.update(content);
@@ -175,5 +177,19 @@ mod tests {
             let all = short.int().and_then(|_| short.bytes()).and_then(|_| short.optional());
             assert!(all.and_then(|_| short.optional()).and_then(|_| short.headers()).is_err(), "{end} bytes");
         }
+    }
+    #[test]
+    fn times_keep_their_nanoseconds_and_columns_are_not_early() {
+        let fine = |ms: i64| Timestamp::from_unix_ms(ms).after(Duration::from_nanos(1_500));
+        let times = [fine(0), fine(-1), fine(-1_000), fine(1_800_000_000_123), Timestamp::from_unix_ms(-7)];
+        for time in times.into_iter().chain([i64::MIN, i64::MAX].map(Timestamp::from_unix_ms)) {
+            let mut encoder = Encoder::default();
+            encoder.optional_time(Some(time)).optional_time(None);
+            let mut decoder = Decoder(encoder.finish());
+            assert_eq!((decoder.optional_time().unwrap(), decoder.optional_time().unwrap()), (Some(time), None));
+            let (early, late) = (Timestamp::from_unix_ms(floor_ms(time)), Timestamp::from_unix_ms(ceil_ms(time)));
+            assert!(early <= time && time <= late, "{early} {time} {late}");
+        }
+        assert_eq!([floor_ms(fine(-1)), ceil_ms(fine(-1)), ceil_ms(Timestamp::from_unix_ms(-7))], [-1, 0, -7]);
     }
 }

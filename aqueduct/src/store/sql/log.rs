@@ -371,17 +371,16 @@ async fn insert_singly(
         (share.rows, share.bytes) = (-share.rows, share.bytes.saturating_neg());
     }
     for entry in entries {
-        let answer = match find_identity(connection, entry).await? {
-            Some(answer) => answer,
-            None => {
-                let Some(share) = shares.get_mut(&(entry.topic, entry.partition)) else { continue };
-                entry.position = share.base;
-                share.base += 1;
-                share.rows += 1;
-                share.bytes = share.bytes.saturating_add(entry.size());
-                insert(connection, std::slice::from_ref(entry), now).await?;
-                Ok(entry.receipt(false))
-            }
+        let answer = if let Some(answer) = find_identity(connection, entry).await? {
+            answer
+        } else {
+            let Some(share) = shares.get_mut(&(entry.topic, entry.partition)) else { continue };
+            entry.position = share.base;
+            share.base += 1;
+            share.rows += 1;
+            share.bytes = share.bytes.saturating_add(entry.size());
+            insert(connection, std::slice::from_ref(entry), now).await?;
+            Ok(entry.receipt(false))
         };
         answers[entry.number] = Some(answer);
     }

@@ -22,8 +22,8 @@ const LANES_PAGE: usize = 10_000;
 const HEADS: &str = concat!(
     "select ",
     row_columns!(),
-    ", l.next_at, l.head_position, l.head_index
-     from (select shard, next_at, head_position, head_index from aq_lanes
+    ", l.next_at, l.lane, l.head_position, l.head_index
+     from (select shard, lane, next_at, head_position, head_index from aq_lanes
          where shard = ? and next_at is not null order by next_at, head_position, head_index limit ?) l
      left join aq_rows r on r.shard = l.shard and r.position = l.head_position and r.idx = l.head_index
          and l.next_at <= ?
@@ -57,11 +57,11 @@ const ROWS_PARKED: &str = rows_of!(" and r.state = 0");
 #[cfg(test)]
 pub(super) const ALL: [&str; 6] = [HEADS, LANES, FIRST_DUE, ROWS, ROWS_DEAD, ROWS_PARKED];
 
-/// What was found to be due, and what of it is damaged.
+/// What was found to be due, and what of it is damaged: lanes with their heads, and commands.
 pub(super) struct Found {
     pub(super) due: Due,
     pub(super) shard: i64,
-    pub(super) heads: Vec<(i64, i64)>,
+    pub(super) heads: Vec<[Value; 3]>,
     pub(super) commands: Vec<(CommandId, StoreError)>,
 }
 
@@ -83,7 +83,7 @@ pub(super) async fn due(
             Ok(row) => due.heads.push(row),
             Err(error) => {
                 tracing::error!(%error, consumer = %claim.consumer, "a row is damaged; its lane waits until it is discarded");
-                heads.push((row.int(AFTER_ROW + 1)?, row.int(AFTER_ROW + 2)?));
+                heads.push([1, 2, 3].map(|column| row.0[AFTER_ROW + column].clone()));
             }
         }
     }

@@ -6,6 +6,7 @@
 pub(crate) mod codec;
 mod commands;
 pub(crate) mod dialect;
+mod inbox;
 pub(crate) mod log;
 mod lookup;
 mod ops;

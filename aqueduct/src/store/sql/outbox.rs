@@ -23,7 +23,7 @@ use crate::topic::Text;
 /// `database is locked`. Begin it with `begin immediate`.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> aqueduct::Result<()> {
 /// # let folder = tempfile::tempdir()?; let path = folder.path().join("shop.db");
 /// use aqueduct::{Event, Outbox, sqlite::SqliteFile};
 /// use sqlx::{Connection, SqliteConnection};

@@ -16,7 +16,7 @@ pub(super) struct Place(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     wal: PathBuf,
-    /// The file's identity when it was opened; none where there are none.
+    /// The file's identity when it was opened; none if it was gone already.
     identity: Option<u128>,
     wal_bytes: AtomicU64,
 }
@@ -24,7 +24,7 @@ struct Inner {
 impl Place {
     /// The place of a file that has just been opened.
     pub(super) fn of(path: &Path) -> Self {
-        let identity = std::fs::metadata(path).ok().and_then(|found| identity(&found));
+        let identity = std::fs::metadata(path).ok().map(|found| identity(&found));
         Self(Arc::new(Inner { path: path.to_owned(), wal: wal::path(path), identity, wal_bytes: AtomicU64::new(0) }))
     }
 
@@ -32,7 +32,7 @@ impl Place {
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let Inner { path, identity: expected, .. } = &*self.0;
         match std::fs::metadata(path) {
-            Ok(found) if identity(&found) == *expected => Ok(()),
+            Ok(found) if Some(identity(&found)) == *expected => Ok(()),
             Ok(_) => Err(gone(path, "another file has taken its place: put the right one there, and start again")),
             Err(error) => Err(gone(path, &format!("it is not there any more ({error}): put it back"))),
         }
@@ -70,12 +70,13 @@ fn gone(path: &Path, what: &str) -> StoreError {
 }
 
 #[cfg(unix)]
-fn identity(found: &std::fs::Metadata) -> Option<u128> {
+fn identity(found: &std::fs::Metadata) -> u128 {
     use std::os::unix::fs::MetadataExt;
-    Some(u128::from(found.dev()) << 64 | u128::from(found.ino()))
+    u128::from(found.dev()) << 64 | u128::from(found.ino())
 }
 
+/// Elsewhere a file that is open can be neither deleted nor replaced.
 #[cfg(not(unix))]
-fn identity(_: &std::fs::Metadata) -> Option<u128> {
-    None
+fn identity(_: &std::fs::Metadata) -> u128 {
+    0
 }

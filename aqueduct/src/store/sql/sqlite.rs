@@ -1,7 +1,7 @@
 //! What is SQLite's own: the file, its connections, its migrations and its errors.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +13,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Row, TypeInfo, ValueRef};
 use tokio::sync::watch;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
+use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::place::Place;
 use super::wal;
-use super::writer::{Lent, Task, Writer};
+use super::writer::{Loan, Task, Writer};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
@@ -135,7 +136,9 @@ impl SqliteOptions {
         let changed = watch::Sender::new(0);
         let writer = Writer::start((&path, &place), &options, changed.clone(), self.handler_limit, self.clock.clone())?;
         let (clock, create) = (self.clock, self.create);
-        Ok(SqliteFile(Arc::new(Shared { path, place, options, readers, writer, changed, clock, create })))
+        let file = SqliteFile(Arc::new(Shared { path, place, options, readers, writer, changed, clock, create }));
+        tokio::spawn(keep_house(Arc::downgrade(&file.0)));
+        Ok(file)
     }
 }
 
@@ -191,9 +194,9 @@ impl SqliteFile {
         self.0.writer.write(task).await
     }
 
-    /// The writing connection for one handler, inside a transaction of many.
-    pub(crate) async fn lend(&self) -> Result<Lent, StoreError> {
-        self.0.writer.lend().await
+    /// The writing connection for the handler of one attempt, inside a transaction of many.
+    pub(super) async fn lend(&self, entry: Entry) -> Result<Loan, StoreError> {
+        self.0.writer.lend(entry).await
     }
 
     /// True if the running task holds the writing connection, so that it would wait for itself.
@@ -227,6 +230,21 @@ impl Database for SqliteFile {
             let connection = self.0.readers.acquire().await.map_err(|e| self.explain(e))?;
             Ok(Box::new(Reading { connection, path: self.0.path.clone() }) as Box<dyn Session>)
         })
+    }
+}
+
+/// Deletes what nobody needs any more, once in a while, for as long as the file is open.
+async fn keep_house(file: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(file) = file.upgrade().map(SqliteFile) else { return };
+        let swept = async {
+            while file.write_with(Sweep { now: file.clock().now(), file: file.clone() }).await? {}
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(?file, %error, "old effects were not forgotten; it is tried again");
+        }
     }
 }
 
@@ -412,6 +430,7 @@ pub(crate) const MEND: &str =
 const NO_ROOM_FOR_INDEX: u32 = 4_874;
 
 /// Says what is wrong and what to do about it. What can pass by itself is unavailable; what cannot is refused.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
 pub(crate) fn explain(path: &Path, error: sqlx::Error) -> StoreError {
     let code = match &error {
         sqlx::Error::Database(e) => e.code().and_then(|code| code.parse::<u32>().ok()),

@@ -3,11 +3,10 @@
 use std::any::Any;
 use std::ops::{Deref, DerefMut};
 
-use sqlx::Row;
 use sqlx::sqlite::{Sqlite, SqliteConnection};
 
+use super::inbox::Entry;
 use super::outbox::Outbox;
-use super::sqlite::SqliteFile;
 use super::store::SqliteStore;
 use super::writer::Lent;
 use crate::broker::Receipt;
@@ -76,7 +75,12 @@ impl DerefMut for SqliteTx {
 
 impl Unit for SqliteTx {
     fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async move { self.lent.commit().await.map_err(|e| Error::from(e).uncounted()) })
+        Box::pin(async move {
+            self.lent.commit().await.map_err(|e| match e {
+                StoreError::Refused(_) => Error::from(e).permanent(),
+                _ => Error::from(e).uncounted(),
+            })
+        })
     }
 }
 
@@ -140,48 +144,14 @@ impl<S: Sync> FromCall<S> for Tx<Sqlite> {
         };
         let file = store.file();
         let loan = call.scope().lend()?;
-        let mut lent = file.lend().await.map_err(|e| Error::from(e).uncounted())?;
+        let entry = Entry::new(call, file.clock().now());
+        let lent = match file.lend(entry).await.map_err(|e| Error::from(e).uncounted())? {
+            super::writer::Loan::Lent(lent) => lent,
+            super::writer::Loan::Duplicate => return Err(Rejection::Duplicate),
+        };
         lent.held_here();
         loan.ends(lent.until);
-        enter(call, file, lent.connection_mut()).await?;
         let outbox = Outbox::new(call.origin().consumer.clone(), file);
         Ok(Self { held: Some(SqliteTx { lent, outbox }), loan: Some(loan) })
     }
-}
-
-/// Refuses an owner that has been replaced, and writes down that the event took effect, unless it has before. Nobody else
-/// writes until the commit, so the fence that is read here holds until then.
-async fn enter(call: &Call, file: &SqliteFile, connection: &mut SqliteConnection) -> Result<(), Rejection> {
-    let failed = |e| Rejection::Failed(Error::from(file.explain(e)).uncounted());
-    let (origin, event) = (call.origin(), call.event());
-    let (consumer, partition) = (&origin.consumer, &origin.partition);
-    let fence = sqlx::query("select epoch from aq_shards where consumer = ? and topic = ? and number = ?")
-        .bind(consumer.as_str().to_owned())
-        .bind(partition.topic.as_str().to_owned())
-        .bind(i64::from(partition.index))
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(failed)?;
-    if let Some(row) = fence {
-        let held = crate::topic::Epoch(row.try_get::<i64, _>(0).map_err(failed)?.cast_unsigned());
-        if held != origin.epoch {
-            let fenced = StoreError::Fenced { partition: partition.clone(), held, ours: origin.epoch };
-            return Err(Rejection::Failed(Error::from(fenced).uncounted()));
-        }
-    }
-    let inserted = sqlx::query(
-        "insert into aq_inbox (consumer, source, id, topic, number, position, at) values (?, ?, ?, ?, ?, ?, ?)
-         on conflict do nothing",
-    )
-    .bind(consumer.as_str().to_owned())
-    .bind(event.source.as_str().to_owned())
-    .bind(event.id.as_str().to_owned())
-    .bind(partition.topic.as_str().to_owned())
-    .bind(i64::from(partition.index))
-    .bind(call.place().position.0.cast_signed())
-    .bind(file.clock().now().unix_ms())
-    .execute(connection)
-    .await
-    .map_err(failed)?;
-    if inserted.rows_affected() == 0 { Err(Rejection::Duplicate) } else { Ok(()) }
 }

@@ -16,6 +16,7 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::inbox::{Entered, Entry, Fences};
 use super::place::Place;
 use super::sqlite::{BUSY, CHECKPOINT_PAGES, assembled, explain, run};
 use super::turn::Turnstile;
@@ -48,7 +49,10 @@ const WAL_IDLE: Duration = Duration::from_secs(1);
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 
 /// How long a handler's connection is waited for after its limit; then it is given up.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
+
+/// What a handler may not do.
+const ENDED: &str = "a handler ended the transaction that it shares with others, or left one open inside it: no `commit` or `rollback` of its own, but `tx.begin()`, and end that; and do not go on after a statement that has failed";
 
 /// What is to be written.
 pub(crate) trait Task: Send + 'static {
@@ -58,6 +62,14 @@ pub(crate) trait Task: Send + 'static {
     /// Does it, inside a transaction. It may be called again when the transaction has failed, and then starts from the
     /// beginning. An error rolls everything back that it did.
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;
+}
+
+/// The answer to a handler that asks for the transaction.
+pub(super) enum Loan {
+    /// The transaction is the handler's, and its event is in the inbox.
+    Lent(Lent),
+    /// The event took effect before.
+    Duplicate,
 }
 
 /// Where works are handed in.
@@ -78,7 +90,7 @@ struct Holder {
 
 enum Job {
     Work(Box<dyn AnyTask>),
-    Handler(oneshot::Sender<Result<Lent, StoreError>>),
+    Handler(Entry, oneshot::Sender<Result<Loan, StoreError>>),
 }
 
 /// A task with the way back to who waits for it.
@@ -207,10 +219,10 @@ impl Writer {
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    pub(super) async fn lend(&self) -> Result<Lent, StoreError> {
+    pub(super) async fn lend(&self, entry: Entry) -> Result<Loan, StoreError> {
         let (back, lent) = oneshot::channel();
-        self.queue.send(Job::Handler(back)).await.map_err(|_| closed())?;
-        lent.await.unwrap_or_else(|_| Err(unavailable("the writer could not begin a transaction for the handler")))
+        self.queue.send(Job::Handler(entry, back)).await.map_err(|_| closed())?;
+        lent.await.unwrap_or_else(|_| Err(closed()))
     }
 
     pub(super) fn is_held_here(&self) -> bool {
@@ -244,7 +256,7 @@ impl Job {
         match self {
             Self::Work(work) => work.answer(Err(same(error))),
             // Who has gone does not need to know.
-            Self::Handler(borrower) => drop(borrower.send(Err(same(error)))),
+            Self::Handler(_, borrower) => drop(borrower.send(Err(same(error)))),
         }
     }
 }
@@ -273,6 +285,9 @@ struct Group {
     works: Vec<Box<dyn AnyTask>>,
     handlers: Vec<oneshot::Sender<Result<(), StoreError>>>,
     lent: usize,
+    fences: Fences,
+    /// The savepoint of the last handler is still open; what it did is kept.
+    kept_open: bool,
 }
 
 /// Why a group cannot be committed.
@@ -364,15 +379,24 @@ impl Worker {
             match job {
                 Job::Work(mut work) => {
                     let Some(connection) = &mut self.connection else { return Err(Failed::All(closed())) };
+                    // Fails if the handler before it has ended the transaction, outside which no work may run.
+                    if std::mem::take(&mut group.kept_open)
+                        && let Err(error) = run("release aq_handler", connection).await
+                    {
+                        group.works.push(work);
+                        return Err(Failed::All(explain(&self.path, error)));
+                    }
                     if let Err(error) = work.run(connection).await {
                         return Err(Failed::Work(work, error));
                     }
                     group.works.push(work);
+                    // It may have raised a fence.
+                    group.fences = Fences::default();
                 }
-                Job::Handler(borrower) => {
+                Job::Handler(entry, borrower) => {
                     group.lent += 1;
                     self.alone = self.alone.saturating_sub(1);
-                    group.handlers.extend(self.lend(borrower).await.map_err(Failed::All)?);
+                    self.lend(entry, borrower, group).await.map_err(Failed::All)?;
                 }
             }
             let full = group.works.len() >= GROUP_WORKS_MAX
@@ -385,57 +409,75 @@ impl Worker {
         Ok(())
     }
 
-    /// Lends the connection to one handler, inside a savepoint. Answers who waits for the commit, if it is to be kept.
+    /// Lends the connection to one handler, inside a savepoint, and waits until it is back.
     async fn lend(
         &mut self,
-        borrower: oneshot::Sender<Result<Lent, StoreError>>,
-    ) -> Result<Option<oneshot::Sender<Result<(), StoreError>>>, StoreError> {
+        entry: Entry,
+        borrower: oneshot::Sender<Result<Loan, StoreError>>,
+        group: &mut Group,
+    ) -> Result<(), StoreError> {
         let Some(mut connection) = self.connection.take() else { return Err(closed()) };
-        if let Err(error) = run("savepoint aq_handler", &mut connection).await {
-            return Err(explain(&self.path, error));
+        let entered = entry.enter(&mut connection, &mut group.fences, group.kept_open).await;
+        let refused = match entered.map_err(|e| explain(&self.path, e))? {
+            Entered::New => None,
+            Entered::Duplicate => Some(Ok(Loan::Duplicate)),
+            Entered::Fenced(held) => {
+                drop(borrower.send(Err(entry.fenced(held))));
+                self.connection = Some(connection);
+                return Ok(());
+            }
+        };
+        group.kept_open = true;
+        if let Some(answer) = refused {
+            // Its savepoint holds nothing.
+            drop(borrower.send(answer));
+            self.connection = Some(connection);
+            return Ok(());
         }
         let (back, returned) = oneshot::channel();
         self.holder.until.store(self.clock.boot().after(self.limit).0, Ordering::Release);
         let until = Instant::now() + self.limit;
         let lent = Lent { connection: Some(connection), back: Some(back), holder: Arc::clone(&self.holder), until };
         // A borrower that has gone drops it, which gives it back.
-        drop(borrower.send(Ok(lent)));
-        let returned = match tokio::time::timeout(self.limit + GRACE, returned).await {
-            Ok(Ok(returned)) => returned,
-            _ => return Err(unavailable("a handler did not give its transaction back")),
+        drop(borrower.send(Ok(Loan::Lent(lent))));
+        let Ok(Ok(returned)) = tokio::time::timeout(self.limit + GRACE, returned).await else {
+            return Err(unavailable("a handler did not give its transaction back"));
         };
         let connection = self.connection.insert(returned.connection);
-        if returned.keep.is_some() {
-            self.holder.until.store(0, Ordering::Release);
-        }
-        if Transactions::get_transaction_depth(connection) != 1 {
-            return Err(unavailable("a handler left a transaction open inside its own, or ended the one around it"));
-        }
-        let end =
-            if returned.keep.is_some() { "release aq_handler" } else { "rollback to aq_handler; release aq_handler" };
-        let ended = run(end, connection).await.map_err(|e| explain(&self.path, e));
+        let undone = if returned.keep.is_none() {
+            group.kept_open = false;
+            run("rollback to aq_handler; release aq_handler", connection).await.map_err(|e| explain(&self.path, e))
+        } else {
+            Ok(())
+        };
         self.holder.until.store(0, Ordering::Release);
-        ended.map(|()| returned.keep)
+        undone?;
+        if Transactions::get_transaction_depth(connection) != 1 {
+            return Err(StoreError::Refused(ENDED.into()));
+        }
+        group.handlers.extend(returned.keep);
+        Ok(())
     }
 
     /// After a group has failed: everybody whose work can be repeated here goes alone, and handlers run again.
     async fn one_by_one(&mut self, group: Group, failed: Failed) {
         self.alone = self.alone.max(group.lent);
-        let (text, all) = match failed {
+        // Who was alone in a commit that failed would only fail again.
+        let (error, alone) = match failed {
             Failed::Work(work, error) => {
-                let text = format!("another write in the same commit failed, and the handler runs again: {error}");
+                let text = format!("another write in the same commit failed: {error}");
                 work.answer(Err(error));
-                (text, None)
+                (unavailable(&text), false)
             }
-            Failed::All(error) => (format!("the commit failed, and the handler runs again: {error}"), Some(error)),
+            Failed::All(error) => (error, group.works.len() == 1 && group.lent == 0),
         };
-        group.handlers.into_iter().for_each(|handler| drop(handler.send(Err(unavailable(&text)))));
-        let single = group.works.len() == 1 && group.lent == 0;
+        let text = format!("the commit failed, and the handler runs again: {error}");
+        // Only one that was alone is known to be at fault.
+        let at_fault = group.lent == 1 && matches!(error, StoreError::Refused(_));
+        let answer = || if at_fault { Err(same(&error)) } else { Err(unavailable(&text)) };
+        group.handlers.into_iter().for_each(|handler| drop(handler.send(answer())));
         for mut work in group.works {
-            let answer = match &all {
-                Some(error) if single => Err(same(error)),
-                _ => self.single(&mut *work).await,
-            };
+            let answer = if alone { Err(same(&error)) } else { self.single(&mut *work).await };
             work.answer(answer);
         }
     }
@@ -501,7 +543,13 @@ impl Worker {
         self.holder.commits.store(true, Ordering::Release);
         let committed = Transactions::commit(connection).await;
         self.holder.commits.store(false, Ordering::Release);
-        committed.map_err(|e| explain(&self.path, e))?;
+        committed.map_err(|e| match &e {
+            // A plain error of the statement: there is no transaction to commit.
+            sqlx::Error::Database(error) if error.code().is_some_and(|code| code == "1") => {
+                StoreError::Refused(ENDED.into())
+            }
+            _ => explain(&self.path, e),
+        })?;
         self.place.check_committed()
     }
 

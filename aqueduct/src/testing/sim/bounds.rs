@@ -185,11 +185,14 @@ fn duplicates(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation
                 [by, run].iter().any(|who| cut_off(0, who.instance) || stops_late(&records[..n], who.instance, truth))
             }
             Ownership::Floor if unfinished_at_leave(&records[..n], by, truth, index) => true,
-            // Who stored it may have been cut off before the broker knew.
+            // Who stored it may have been cut off before the broker knew, or had died with the write on the wire.
             _ => {
                 cut_off(by.record, by.instance)
                     || stops_late(&records[..n], by.instance, truth)
-                    || stored.get(&run.event).is_some_and(|(at, who)| cut_off(*at, *who))
+                    || stored.get(&run.event).is_some_and(|(at, who)| {
+                        let dead = |r: &Record| r.instance == *who && r.what == What::Crashed;
+                        cut_off(*at, *who) || records[..*at].iter().any(dead)
+                    })
             }
         };
         if !excused {

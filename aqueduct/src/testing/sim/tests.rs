@@ -52,7 +52,18 @@ fn seeds_that_once_failed_keep_every_promise() {
     let rows = [199_786_021_958_482, 71_000_117_392, 71_000_125_534, 9_060_004_022_277];
     // An append whose first answer was lost, to a key that was only marked; a burial that outlived a stop.
     let lost = [71_000_042_314, 71_000_137_172];
-    rows.into_iter().chain(lost).for_each(|seed| run(seed).assert_ok());
+    // A lost answer repeated an append behind the finish of its lane's last row.
+    let repeated = [500_000_234_836, 900_000_109_617];
+    // An operator's discard opened a key that was being put into the store.
+    let opened = [500_000_321_644];
+    // A partition was given up before what stands below rows on their way to the store, or below rows that were done.
+    let given_up = [500_000_176_324, 500_000_239_163, 901_000_165_273, 901_000_244_660, 903_000_304_279];
+    // Rows behind inserts crowded all others out, and the store was asked without end.
+    let crowded = [900_000_046_237];
+    // A dying process's write arrived after its crash, and its row was done before its own delivery came again.
+    let late = [904_000_282_916];
+    let seeds = rows.into_iter().chain(late).chain(lost).chain(repeated).chain(opened).chain(given_up).chain(crowded);
+    seeds.for_each(|seed| run(seed).assert_ok());
 }
 
 #[test]
