@@ -119,10 +119,13 @@ fn fault_below(error: &(dyn StdError + 'static)) -> Option<Fault> {
 fn database_fault(error: &(dyn StdError + 'static)) -> Option<Fault> {
     // Busy, locked, out of memory, read-only, disk error, full, cannot be opened: <https://sqlite.org/rescode.html>.
     const OUTAGES: [u32; 7] = [5, 6, 7, 8, 10, 13, 14];
+    // Only the writer commits: a handler of its transaction tried to, or went on after SQLite had rolled it back.
+    const COMMIT_REFUSED: u32 = 531;
     match error.downcast_ref::<sqlx::Error>()? {
         sqlx::Error::Database(error) => {
             let code: u32 = error.code()?.parse().ok()?;
-            OUTAGES.contains(&(code & 0xff)).then_some(Fault::Uncounted)
+            let outage = OUTAGES.contains(&(code & 0xff)).then_some(Fault::Uncounted);
+            if code == COMMIT_REFUSED { Some(Fault::Permanent) } else { outage }
         }
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
             Some(Fault::Uncounted)

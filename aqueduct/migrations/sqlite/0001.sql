@@ -3,13 +3,19 @@
 -- The log of the embedded broker. `at` is the order of insertion, so that new rows always go to the end of the file.
 create table aq_topics (
     id integer primary key,
-    name text not null unique
+    name text not null unique,
+    partitions integer not null,
+    checksum integer not null
 );
+-- Positions from first up to, not including, next are in the log, all of them: what is missing there is damage. Retention
+-- moves first. The seal is a weighted sum of the other columns, so that each update can carry it along.
 create table aq_partitions (
     topic integer not null,
     number integer not null,
-    next integer not null default 1,
-    bytes integer not null default 0,
+    first integer not null,
+    next integer not null,
+    bytes integer not null,
+    seal integer not null,
     primary key (topic, number)
 ) without rowid;
 create table aq_log (
@@ -39,6 +45,7 @@ create table aq_floors (
     number integer not null,
     epoch integer not null,
     floor integer not null,
+    seal integer not null,
     primary key (consumer, topic, number)
 ) without rowid;
 

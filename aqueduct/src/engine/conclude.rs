@@ -30,6 +30,7 @@ impl Core {
     /// The attempt on the head of a lane has ended: decides what becomes of it, and does it.
     pub(super) fn conclude(&mut self, key: LaneKey, lane: LaneRef, end: End, error: Option<(String, Duration)>) {
         let counts = end != End::Failed(Fault::Uncounted);
+        self.note_outage(key.slot, error.as_ref().filter(|_| !counts).map(|(text, _)| text));
         let attempts = self.lanes.head(lane).map_or(0, |item| item.attempts) + u32::from(counts);
         let failure = error.map(|(text, took)| self.failure(attempts, &text, took));
         let alone = self.alone(key.slot, lane);
@@ -54,6 +55,19 @@ impl Core {
             item.failures.extend(counts.then_some(failure));
         }
         self.take_step(key, lane, step);
+    }
+
+    /// An outage lasts until an attempt ends otherwise.
+    fn note_outage(&mut self, slot: u32, outage: Option<&String>) {
+        let Some(owned) = self.owned.get_mut(&slot).filter(|owned| outage.is_some() || owned.outage.is_some()) else {
+            return;
+        };
+        owned.outage =
+            outage.map(|text| format!("attempts fail through no fault of their events and are not counted: {text}"));
+        match &owned.outage {
+            Some(why) => self.health.waits(&owned.partition, why.clone()),
+            None => self.health.waits_no_more(&owned.partition),
+        }
     }
 
     fn take_step(&mut self, key: LaneKey, lane: LaneRef, step: Step) {
@@ -377,6 +391,7 @@ impl Core {
             Err(error) => {
                 self.metrics.broker_errors.increment(1);
                 tracing::warn!(partition = %owned.partition, %error, "the broker was not told what is settled; it is told again");
+                self.health.failing(&owned.partition, &error);
                 let again: Vec<Settle> = settles.iter().filter(|s| !matches!(s, Settle::Floor(_))).copied().collect();
                 owned.settling.settles.splice(0..0, again);
                 owned.settling.count += 1;

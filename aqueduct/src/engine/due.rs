@@ -75,7 +75,7 @@ impl Core {
             Err(error) => {
                 self.metrics.store_errors.increment(1);
                 tracing::warn!(partition = %owned.partition, %error, "the store does not say what is due; it is asked again");
-                self.health.store_failing(&owned.partition, &error);
+                self.health.failing(&owned.partition, &error);
                 owned
                     .due
                     .by(Some(now.after(Duration::from_millis(200) + self.clock.jitter(Duration::from_millis(300)))));

@@ -1,12 +1,13 @@
 //! How a consumer is doing, for probes and people.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::error::{BrokerError, StoreError};
+use crate::error::BrokerError;
 use crate::topic::Partition;
 
 /// How a consumer is doing; a handle that stays valid while and after it serves. Cheap to clone.
@@ -25,7 +26,7 @@ struct State {
     stage: Stage,
     broker: Option<String>,
     partitions: BTreeMap<Partition, String>,
-    waiting: BTreeMap<Partition, &'static str>,
+    waiting: BTreeMap<Partition, Cow<'static, str>>,
     stuck: usize,
 }
 
@@ -100,16 +101,16 @@ impl Health {
         self.0.lock().broker = None;
     }
 
-    pub(crate) fn store_failing(&self, partition: &Partition, error: &StoreError) {
+    pub(crate) fn failing(&self, partition: &Partition, error: &dyn fmt::Display) {
         self.0.lock().partitions.insert(partition.clone(), error.to_string());
     }
 
-    pub(crate) fn store_well(&self, partition: &Partition) {
+    pub(crate) fn well(&self, partition: &Partition) {
         self.0.lock().partitions.remove(partition);
     }
 
-    pub(crate) fn waits(&self, partition: &Partition, why: &'static str) {
-        self.0.lock().waiting.insert(partition.clone(), why);
+    pub(crate) fn waits(&self, partition: &Partition, why: impl Into<Cow<'static, str>>) {
+        self.0.lock().waiting.insert(partition.clone(), why.into());
     }
 
     pub(crate) fn waits_no_more(&self, partition: &Partition) {
@@ -117,7 +118,7 @@ impl Health {
     }
 
     pub(crate) fn forget(&self, partition: &Partition) {
-        self.store_well(partition);
+        self.well(partition);
         self.waits_no_more(partition);
     }
 

@@ -90,6 +90,7 @@ impl Core {
             finish_below: None,
             suspended: Vec::new(),
             lapsed: false,
+            outage: None,
         });
         self.update_paused();
         self.soon();
@@ -123,7 +124,7 @@ impl Core {
                 if owned.stage == Stage::Loading {
                     owned.stage = Stage::Open;
                 }
-                self.health.store_well(&owned.partition);
+                self.health.well(&owned.partition);
                 self.update_paused();
                 self.soon();
             }
@@ -131,7 +132,7 @@ impl Core {
             Err(error) => {
                 self.metrics.store_errors.increment(1);
                 tracing::warn!(partition = %owned.partition, %error, "the partition does not start: the store cannot be read");
-                self.health.store_failing(&owned.partition, &error);
+                self.health.failing(&owned.partition, &error);
                 let at = self.now + Duration::from_millis(200) + self.clock.jitter(Duration::from_millis(300));
                 owned.writer.retry_at = Some(at);
                 self.wake_by(at);

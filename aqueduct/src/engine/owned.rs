@@ -40,6 +40,8 @@ pub(crate) struct Owned {
     pub(crate) suspended: Vec<LaneRef>,
     /// The lease has lapsed, and the running attempts have been told.
     pub(crate) lapsed: bool,
+    /// Why the last attempt failed through no fault of its event.
+    pub(crate) outage: Option<String>,
 }
 
 /// The life of an ownership.

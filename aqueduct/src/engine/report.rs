@@ -38,13 +38,15 @@ impl Core {
             self.health.broker_well();
         }
         for owned in self.owned.values().filter(|o| o.stage == Stage::Open) {
-            if !owned.writer.is_failing() && !owned.due.failing {
-                self.health.store_well(&owned.partition);
+            if !owned.writer.is_failing() && !owned.due.failing && !owned.settling.failed {
+                self.health.well(&owned.partition);
             }
             if !owned.held.is_empty() {
                 self.health.waits(&owned.partition, "a key has more events than fit into memory, and there is no durable store to hold them: give the consumer one with `.store(..)`");
             } else if owned.ledger.above_floor() >= defaults::ABOVE_FLOOR {
                 self.health.waits(&owned.partition, "an event is unfinished and 65,536 others behind it are settled: nothing more is fetched until it ends");
+            } else if let Some(outage) = &owned.outage {
+                self.health.waits(&owned.partition, outage.clone());
             } else {
                 self.health.waits_no_more(&owned.partition);
             }

@@ -193,7 +193,7 @@ impl Core {
         writer.failures += 1;
         writer.retry_at = Some(self.now + wait + self.clock.jitter(wait / 2));
         tracing::warn!(partition = %owned.partition, %error, "the store does not take a write; it is tried again and nothing is lost");
-        self.health.store_failing(&owned.partition, error);
+        self.health.failing(&owned.partition, error);
         self.wake_by(self.now + wait);
     }
 

@@ -6,8 +6,10 @@ mod broker;
 #[cfg(unix)]
 mod checker;
 mod damage;
+mod disk;
 #[cfg(unix)]
 mod history;
+mod log_damage;
 #[cfg(unix)]
 mod points;
 #[cfg(unix)]

@@ -1,13 +1,17 @@
 //! A consumer in the file: its epoch, and up to where it has settled each partition.
 
+use std::collections::BTreeMap;
+
 use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Topic;
 use crate::broker::Start;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::sql::log::{PartitionEntry, damage};
 use crate::store::sql::sqlite::SqliteFile;
 use crate::store::sql::writer::Task;
 use crate::topic::{Epoch, Partition, Text};
@@ -17,14 +21,59 @@ use crate::topic::{Epoch, Partition, Text};
 pub(super) struct Floor {
     pub(super) partition: Partition,
     pub(super) topic: i64,
-    /// Everything up to here is settled; positions begin at 1.
-    pub(super) settled: u64,
+    /// Everything up to here is settled; positions begin at 1. None if that is not known, since it is damaged.
+    pub(super) settled: Option<u64>,
+}
+
+/// A floor as it stands in the file.
+#[derive(Debug)]
+pub(super) struct FloorEntry {
+    pub(super) number: u32,
+    pub(super) floor: i64,
+}
+
+impl FloorEntry {
+    /// A sum, so that one statement moves it along with the floor; small enough to be moved without an overflow.
+    fn seal(consumer: &str, topic: i64, number: i64, floor: i64) -> i64 {
+        let name = (xxh3_64(consumer.as_bytes()) >> 16).cast_signed();
+        let terms = [(floor, 31), (topic, 5), (number, 3)];
+        terms.into_iter().fold(name, |sum, (term, weight)| sum.wrapping_add(term.wrapping_mul(weight)))
+    }
+
+    /// A row of consumer, topic, number, floor and seal; none if they are not as they were written.
+    pub(super) fn read(row: &SqliteRow) -> Option<Self> {
+        let consumer: &str = row.try_get(0).ok()?;
+        let (topic, number, floor): (i64, i64, i64) =
+            (row.try_get(1).ok()?, row.try_get(2).ok()?, row.try_get(3).ok()?);
+        let sealed = Self::seal(consumer, topic, number, floor) == row.try_get::<i64, _>(4).ok()?;
+        let number = u32::try_from(number).ok()?;
+        sealed.then_some(Self { number, floor })
+    }
+}
+
+pub(super) fn floor_damage() -> sqlx::Error {
+    damage("up to where a consumer has settled has changed by itself, or is gone".to_owned())
+}
+
+/// Refuses to go on if a consumer has no floor where it must have one, or one that is damaged.
+pub(super) async fn check_floors(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let rows =
+        sqlx::query("select consumer, topic, number, floor, seal from aq_floors").fetch_all(&mut *connection).await?;
+    if rows.iter().any(|row| FloorEntry::read(row).is_none()) {
+        return Err(floor_damage());
+    }
+    let short = sqlx::query(
+        "select 1 from (select topic, count(*) as count from aq_floors group by consumer, topic) f
+         left join aq_topics t on t.id = f.topic where t.partitions is not f.count limit 1",
+    );
+    if short.fetch_optional(connection).await?.is_some() { Err(floor_damage()) } else { Ok(()) }
 }
 
 /// A consumer starts, or finds more topics: every partition gets a floor, unless it has one.
 pub(super) struct Enter {
     pub(super) consumer: Text,
-    pub(super) topics: Vec<(i64, Topic)>,
+    /// Each with its number and how many partitions it has.
+    pub(super) topics: Vec<(i64, Topic, u32)>,
     pub(super) start: Start,
     /// The epoch that the consumer runs under; none to raise it.
     pub(super) epoch: Option<Epoch>,
@@ -46,46 +95,72 @@ impl Enter {
             None => raise(connection, &self.consumer, Epoch(0)).await?,
         };
         let mut floors = Vec::new();
-        for (id, topic) in &self.topics {
-            self.set_floors(connection, *id, epoch).await?;
-            let rows = sqlx::query("select number, floor from aq_floors where consumer = ? and topic = ?")
-                .bind(self.consumer.as_str().to_owned())
-                .bind(*id)
-                .fetch_all(&mut *connection)
-                .await?;
-            for row in rows {
-                let partition = Partition { topic: topic.clone(), index: row.try_get(0)? };
-                floors.push(Floor { partition, topic: *id, settled: row.try_get::<i64, _>(1)?.cast_unsigned() });
+        for (id, topic, partitions) in &self.topics {
+            self.set_floors(connection, (*id, *partitions), epoch).await?;
+            let rows = sqlx::query(
+                "select consumer, topic, number, floor, seal from aq_floors where consumer = ? and topic = ?",
+            )
+            .bind(self.consumer.as_str().to_owned())
+            .bind(*id)
+            .fetch_all(&mut *connection)
+            .await?;
+            let mut found = BTreeMap::new();
+            for entry in rows.iter().filter_map(FloorEntry::read) {
+                found.insert(entry.number, entry.floor.cast_unsigned());
+            }
+            for index in 0..*partitions {
+                let partition = Partition { topic: topic.clone(), index };
+                floors.push(Floor { partition, topic: *id, settled: found.get(&index).copied() });
             }
         }
         Ok((epoch, floors))
     }
 
+    /// Where a consumer begins that is new.
+    async fn first_floor(
+        &self,
+        connection: &mut SqliteConnection,
+        topic: i64,
+        number: i64,
+    ) -> Result<i64, sqlx::Error> {
+        if self.start == Start::Beginning {
+            return Ok(0);
+        }
+        let next = PartitionEntry::find(connection, topic, number).await?.next;
+        Ok(match self.start {
+            Start::Beginning => 0,
+            Start::New => next - 1,
+            Start::Position(position) => position.0.cast_signed().saturating_sub(1).clamp(0, next - 1),
+            Start::Time(time) => first_since(connection, (topic, number), next, time).await? - 1,
+        })
+    }
+
     /// Gives each partition of a topic a floor, unless it has one, and the epoch.
-    async fn set_floors(&self, connection: &mut SqliteConnection, topic: i64, epoch: Epoch) -> Result<(), sqlx::Error> {
-        let partitions = sqlx::query(
-            "select p.number, p.next from aq_partitions p where p.topic = ? and not exists
-             (select 1 from aq_floors f where f.consumer = ? and f.topic = p.topic and f.number = p.number)",
-        )
-        .bind(topic)
-        .bind(self.consumer.as_str().to_owned())
-        .fetch_all(&mut *connection)
-        .await?;
-        for row in partitions {
-            let (number, next): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-            let floor = match self.start {
-                Start::Beginning => 0,
-                Start::New => next - 1,
-                Start::Position(position) => position.0.cast_signed().saturating_sub(1).clamp(0, next - 1),
-                Start::Time(time) => first_since(connection, (topic, number), next, time).await? - 1,
-            };
-            sqlx::query("insert into aq_floors (consumer, topic, number, epoch, floor) values (?, ?, ?, 0, ?)")
-                .bind(self.consumer.as_str().to_owned())
-                .bind(topic)
-                .bind(number)
-                .bind(floor)
-                .execute(&mut *connection)
-                .await?;
+    async fn set_floors(
+        &self,
+        connection: &mut SqliteConnection,
+        (topic, partitions): (i64, u32),
+        epoch: Epoch,
+    ) -> Result<(), sqlx::Error> {
+        let known = sqlx::query("select 1 from aq_floors where consumer = ? and topic = ? limit 1")
+            .bind(self.consumer.as_str().to_owned())
+            .bind(topic)
+            .fetch_optional(&mut *connection)
+            .await?;
+        // A consumer that is new to the topic gets all of them; some that are missing later are damage.
+        let new = if known.is_none() { partitions } else { 0 };
+        for number in 0..i64::from(new) {
+            let floor = self.first_floor(connection, topic, number).await?;
+            sqlx::query(
+                "insert into aq_floors (consumer, topic, number, epoch, floor, seal) values (?, ?, ?, 0, ?, ?)",
+            )
+            .bind(self.consumer.as_str().to_owned())
+            .bind(topic)
+            .bind(number)
+            .bind(floor)
+            .bind(FloorEntry::seal(self.consumer.as_str(), topic, number, floor))
+            .execute(&mut *connection)
+            .await?;
         }
         sqlx::query("update aq_floors set epoch = ? where consumer = ? and topic = ?")
             .bind(epoch.0.cast_signed())
@@ -155,7 +230,8 @@ impl Task for Settle {
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move {
             let done = sqlx::query(
-                "update aq_floors set floor = max(floor, ?) where consumer = ? and topic = ? and number = ? and epoch = ?",
+                "update aq_floors set floor = max(floor, ?1), seal = seal + 31 * (max(floor, ?1) - floor)
+                 where consumer = ?2 and topic = ?3 and number = ?4 and epoch = ?5",
             )
             .bind(self.floor.cast_signed())
             .bind(self.consumer.as_str().to_owned())
@@ -180,7 +256,7 @@ pub(super) struct Restart {
 }
 
 impl Task for Restart {
-    type Answer = (Epoch, u64);
+    type Answer = (Epoch, Option<u64>);
 
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
         Box::pin(async move { self.restart(connection).await.map_err(|e| self.file.explain(e)) })
@@ -188,18 +264,19 @@ impl Task for Restart {
 }
 
 impl Restart {
-    async fn restart(&self, connection: &mut SqliteConnection) -> Result<(Epoch, u64), sqlx::Error> {
+    async fn restart(&self, connection: &mut SqliteConnection) -> Result<(Epoch, Option<u64>), sqlx::Error> {
         let epoch = raise(connection, &self.consumer, self.above).await?;
         let row = sqlx::query(
-            "update aq_floors set epoch = ? where consumer = ? and topic = ? and number = ? returning floor",
+            "update aq_floors set epoch = ? where consumer = ? and topic = ? and number = ?
+             returning consumer, topic, number, floor, seal",
         )
         .bind(epoch.0.cast_signed())
         .bind(self.consumer.as_str().to_owned())
         .bind(self.topic)
         .bind(i64::from(self.number))
-        .fetch_one(connection)
+        .fetch_optional(connection)
         .await?;
-        Ok((epoch, row.try_get::<i64, _>(0)?.cast_unsigned()))
+        Ok((epoch, row.as_ref().and_then(FloorEntry::read).map(|entry| entry.floor.cast_unsigned())))
     }
 }
 

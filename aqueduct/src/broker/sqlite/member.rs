@@ -18,8 +18,8 @@ use crate::clock::Lease;
 use crate::error::{BrokerError, StoreError};
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
-use crate::store::sql::log::{Slice, topic_names};
-use crate::store::sql::sqlite::{SqliteFile, assembled};
+use crate::store::sql::log::{PartitionEntry, Slice, entry_damaged, topic_names};
+use crate::store::sql::sqlite::{MEND, SqliteFile, assembled};
 use crate::topic::{Epoch, Partition, Position, Text, Topic};
 
 /// The most deliveries in one batch.
@@ -95,7 +95,8 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
         if let Some(pattern) = wildcard(&topic)? {
             patterns.push(pattern);
         } else {
-            entered.push((broker.find(&topic).await?.id, topic.clone()));
+            let entry = broker.find(&topic).await?;
+            entered.push((entry.id, topic.clone(), entry.partitions));
             exact.push(topic);
         }
     }
@@ -105,9 +106,9 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
     let changes = file.changes();
     let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
     let names = topic_names(&mut connection).await.map_err(|e| broker_error(&file.explain(e)))?;
-    let topics_seen = names.last().map_or(0, |(id, _)| *id);
+    let topics_seen = names.last().map_or(0, |(id, ..)| *id);
     let matching = |topic: &Topic| !exact.contains(topic) && patterns.iter().any(|p| p.matches(topic.as_str()));
-    entered.extend(names.into_iter().filter(|(_, topic)| matching(topic)));
+    entered.extend(names.into_iter().filter(|(_, topic, _)| matching(topic)));
     let now = Instant::now();
     let reader = Reader {
         connection,
@@ -116,7 +117,7 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
         stale: true,
         busy_at: now,
         looked_at: now,
-        heads: heads_of(entered.iter().map(|(id, _)| *id)),
+        heads: heads_of(entered.iter().map(|(id, ..)| *id)),
         topics_seen,
     };
     let enter = Enter { consumer: consumer.clone(), topics: entered, start, epoch: None, file: file.clone() };
@@ -153,12 +154,17 @@ pub(super) async fn take_lock(file: &SqliteFile, consumer: &Text, waits: bool) -
 /// The statement that reads the heads of these topics. Numbers are all that goes into it.
 fn heads_of(topics: impl Iterator<Item = i64>) -> String {
     let topics: Vec<String> = topics.map(|id| id.to_string()).collect();
-    format!("select topic, number, next from aq_partitions where topic in ({})", topics.join(", "))
+    format!("select {} from aq_partitions p where p.topic in ({})", PartitionEntry::COLUMNS, topics.join(", "))
 }
 
 impl State {
     fn assign(&mut self, epoch: Epoch, floors: Vec<Floor>) {
-        for Floor { partition, topic, settled: floor } in floors {
+        for Floor { partition, topic, settled } in floors {
+            let Some(floor) = settled else {
+                let why = format!("up to where {partition} is settled is damaged: {MEND}");
+                self.notes.push_back(Arrival::Stopped { partition, why });
+                continue;
+            };
             let part = Part { topic, epoch, owned: true, cursor: floor, next: floor + 1 };
             self.parts.insert(partition.clone(), part);
             let floor = (floor > 0).then_some(Position(floor));
@@ -181,16 +187,21 @@ impl State {
 
     /// A batch was read: the partition's cursor moves, unless it was assigned anew meanwhile.
     fn served(&mut self, partition: &Partition, epoch: Epoch, last: Option<Position>) -> bool {
+        self.last = Some(partition.clone());
         let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned && part.epoch == epoch) else {
             return false;
         };
-        match last {
-            Some(last) => part.cursor = last.0,
-            // What was there is gone: retention has deleted it.
-            None => part.cursor = part.next - 1,
-        }
-        self.last = Some(partition.clone());
+        // Nothing was there though there was more to read: retention has deleted it, up to where the next one will stand.
+        part.cursor = last.map_or(part.next - 1, |last| last.0);
         last.is_some()
+    }
+
+    /// Damage stops a partition, and no other.
+    fn stop(&mut self, partition: &Partition, why: String) {
+        if let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned) {
+            part.owned = false;
+            self.notes.push_back(Arrival::Stopped { partition: partition.clone(), why });
+        }
     }
 }
 
@@ -235,13 +246,14 @@ impl SqliteMember {
         let read = slice.read(&mut reader.connection).await;
         let messages = match read.map_err(|e| self.file.explain(e)).and_then(std::convert::identity) {
             Ok(messages) => messages,
-            Err(StoreError::Unavailable(source)) => return Err(BrokerError::Unavailable(source)),
-            // Damage stops the partition, and no other.
+            Err(StoreError::Unavailable(source)) => {
+                // The others have their turn before this one is tried again.
+                self.state.lock().last = Some(partition);
+                return Err(BrokerError::Unavailable(source));
+            }
             Err(error) => {
-                if let Some(part) = self.state.lock().parts.get_mut(&partition) {
-                    part.owned = false;
-                }
-                return Ok(Some(Arrival::Stopped { partition, why: error.to_string() }));
+                self.state.lock().stop(&partition, error.to_string());
+                return Ok(None);
             }
         };
         if let Some((first, _)) = messages.first().filter(|(first, _)| first.0 > after + 1) {
@@ -267,14 +279,19 @@ impl SqliteMember {
         let rows = sqlx::query(assembled(reader.heads.clone())).fetch_all(&mut reader.connection).await;
         let rows = rows.map_err(failed)?;
         let mut next = BTreeMap::new();
-        for row in rows {
-            let place: (i64, u32) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
-            next.insert(place, row.try_get::<i64, _>(2).map_err(failed)?.cast_unsigned());
+        for entry in rows.iter().filter_map(PartitionEntry::read) {
+            next.insert((entry.topic, entry.number), entry.next.cast_unsigned());
         }
-        for (partition, part) in &mut self.state.lock().parts {
-            if let Some(next) = next.get(&(part.topic, partition.index)) {
-                part.next = *next;
+        let (mut damaged, mut state) = (Vec::new(), self.state.lock());
+        for (partition, part) in &mut state.parts {
+            match next.get(&(part.topic, i64::from(partition.index))) {
+                Some(next) => part.next = *next,
+                None => damaged.push(partition.clone()),
             }
+        }
+        for partition in damaged {
+            let why = entry_damaged(&partition).to_string();
+            state.stop(&partition, why);
         }
         Ok(())
     }
@@ -292,7 +309,7 @@ impl SqliteMember {
         let wanted = |topic: &Topic| {
             self.exact.contains(topic) || self.patterns.iter().any(|pattern| pattern.matches(topic.as_str()))
         };
-        let topics: Vec<_> = names.into_iter().filter(|(id, topic)| !known.contains(id) && wanted(topic)).collect();
+        let topics: Vec<_> = names.into_iter().filter(|(id, topic, _)| !known.contains(id) && wanted(topic)).collect();
         if !topics.is_empty() {
             let epoch = self.state.lock().parts.values().map(|part| part.epoch).max();
             // A topic that is new has nothing old.
@@ -302,7 +319,7 @@ impl SqliteMember {
             let (epoch, floors) = self.file.write_with(enter).await.map_err(|e| broker_error(&e))?;
             self.state.lock().assign(epoch, floors);
         }
-        let all = known.into_iter().chain(topics.iter().map(|(id, _)| *id));
+        let all = known.into_iter().chain(topics.iter().map(|(id, ..)| *id));
         reader.heads = heads_of(all.collect::<std::collections::BTreeSet<_>>().into_iter());
         reader.topics_seen = highest;
         Ok(())
@@ -329,6 +346,7 @@ impl Reader {
             _ = self.changes.changed() => self.stale = true,
             () = tokio::time::sleep_until(self.looked_at + every) => {
                 self.looked_at = Instant::now();
+                file.check_place().map_err(|e| broker_error(&e))?;
                 let row = sqlx::query("pragma data_version").fetch_one(&mut self.connection).await;
                 let version: i64 = row.and_then(|row| row.try_get(0)).map_err(|e| broker_error(&file.explain(e)))?;
                 self.stale = std::mem::replace(&mut self.data_version, version) != version;

@@ -5,9 +5,11 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
+use super::consumer::{FloorEntry, check_floors, floor_damage};
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::sql::log::PartitionEntry;
 use crate::store::sql::sqlite::SqliteFile;
 use crate::store::sql::writer::Task;
 
@@ -85,6 +87,7 @@ impl Task for Partitions {
 
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
         Box::pin(async move {
+            check_floors(connection).await.map_err(|e| self.file.explain(e))?;
             let rows = sqlx::query("select topic, number from aq_partitions").fetch_all(connection).await;
             let places = rows.and_then(|rows| rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect());
             places.map_err(|e| self.file.explain(e))
@@ -113,13 +116,14 @@ impl Task for Delete {
 impl Delete {
     async fn delete(&self, connection: &mut SqliteConnection, now: Timestamp) -> Result<bool, sqlx::Error> {
         let settled = if self.retention.drop_unread { i64::MAX } else { self.settled(connection).await? };
+        let entry = PartitionEntry::find(connection, self.topic, self.number).await?;
         let rows = sqlx::query(
             "select position, stored_at, coalesce(length(key), 0) + length(body) + length(headers) from aq_log
              where topic = ? and number = ? and position <= ? order by position limit ?",
         )
         .bind(self.topic)
         .bind(self.number)
-        .bind(settled)
+        .bind(settled.min(entry.next - 1))
         .bind(CHUNK)
         .fetch_all(&mut *connection)
         .await?;
@@ -140,23 +144,22 @@ impl Delete {
             .bind(last)
             .execute(&mut *connection)
             .await?;
-        sqlx::query("update aq_partitions set bytes = max(bytes - ?, 0) where topic = ? and number = ?")
-            .bind(bytes)
-            .bind(self.topic)
-            .bind(self.number)
-            .execute(connection)
-            .await?;
+        let left = PartitionEntry { first: last + 1, bytes: (entry.bytes - bytes).max(0), ..entry };
+        left.write(connection).await?;
         Ok(rows.len() == usize::try_from(CHUNK).unwrap_or(usize::MAX))
     }
 
     /// Up to where every consumer has settled the partition; without consumers, everything.
     async fn settled(&self, connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
-        let row = sqlx::query("select min(floor) from aq_floors where topic = ? and number = ?")
-            .bind(self.topic)
-            .bind(self.number)
-            .fetch_one(connection)
-            .await?;
-        Ok(row.try_get::<Option<i64>, _>(0)?.unwrap_or(i64::MAX))
+        let rows =
+            sqlx::query("select consumer, topic, number, floor, seal from aq_floors where topic = ? and number = ?")
+                .bind(self.topic)
+                .bind(self.number)
+                .fetch_all(connection)
+                .await?;
+        let floors = rows.iter().map(|row| FloorEntry::read(row).ok_or_else(floor_damage));
+        let floors: Vec<FloorEntry> = floors.collect::<Result<_, _>>()?;
+        Ok(floors.iter().map(|entry| entry.floor).min().unwrap_or(i64::MAX))
     }
 
     /// How many bytes the topic has too many.

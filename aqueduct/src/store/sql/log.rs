@@ -10,6 +10,7 @@ use sqlx::{Arguments, AssertSqlSafe, Row};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::codec::{Decoder, Encoder, VERSION, checksum};
+use super::sqlite::{MEND, assembled};
 use crate::broker::Receipt;
 use crate::clock::Timestamp;
 use crate::error::{BrokerError, StoreError};
@@ -180,14 +181,22 @@ pub(crate) async fn find_topic(
     connection: &mut SqliteConnection,
     name: &Topic,
 ) -> Result<Option<TopicEntry>, sqlx::Error> {
-    let row = sqlx::query(
-        "select id, (select count(*) from aq_partitions where topic = aq_topics.id) from aq_topics where name = ?",
-    )
-    .bind(name.as_str().to_owned())
-    .fetch_optional(connection)
-    .await?;
-    let entry = |row: SqliteRow| Ok(TopicEntry { id: row.try_get(0)?, partitions: row.try_get(1)? });
-    row.map(entry).transpose()
+    let row = sqlx::query("select id, partitions, checksum from aq_topics where name = ?")
+        .bind(name.as_str().to_owned())
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| topic_entry(name.as_str(), row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)).transpose()
+}
+
+fn topic_entry(name: &str, id: i64, partitions: i64, found: i64) -> Result<TopicEntry, sqlx::Error> {
+    match u32::try_from(partitions) {
+        Ok(partitions) if topic_checksum(name, id, partitions) == found => Ok(TopicEntry { id, partitions }),
+        _ => Err(damage(format!("the entry of topic {name:?} has changed by itself"))),
+    }
+}
+
+fn topic_checksum(name: &str, id: i64, partitions: u32) -> i64 {
+    checksum(&[id, i64::from(partitions)], &[name.as_bytes()])
 }
 
 /// Creates a topic that does not exist.
@@ -196,21 +205,98 @@ pub(crate) async fn create_topic(
     name: &Topic,
     partitions: u32,
 ) -> Result<TopicEntry, sqlx::Error> {
+    // Not found by the index does not mean that it is not there, in a file that is damaged.
+    if topic_names(connection).await?.iter().any(|(_, known, _)| known == name) {
+        return Err(damage(format!("the index does not find topic {:?}", name.as_str())));
+    }
     let partitions = partitions.max(1);
-    let row = sqlx::query("insert into aq_topics (name) values (?) returning id")
+    let row = sqlx::query("insert into aq_topics (name, partitions, checksum) values (?, ?, 0) returning id")
         .bind(name.as_str().to_owned())
+        .bind(i64::from(partitions))
         .fetch_one(&mut *connection)
         .await?;
     let id: i64 = row.try_get(0)?;
-    sqlx::query(
-        "with recursive n(i) as (select 0 union all select i + 1 from n where i + 1 < ?)
-         insert into aq_partitions (topic, number) select ?, i from n",
-    )
-    .bind(i64::from(partitions))
-    .bind(id)
-    .execute(connection)
-    .await?;
+    sqlx::query("update aq_topics set checksum = ? where id = ?")
+        .bind(topic_checksum(name.as_str(), id, partitions))
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+    for number in 0..i64::from(partitions) {
+        let entry = PartitionEntry { topic: id, number, first: 1, next: 1, bytes: 0 };
+        sqlx::query("insert into aq_partitions (topic, number, first, next, bytes, seal) values (?, ?, 1, 1, 0, ?)")
+            .bind(id)
+            .bind(number)
+            .bind(entry.seal())
+            .execute(&mut *connection)
+            .await?;
+    }
     Ok(TopicEntry { id, partitions })
+}
+
+/// Something in the file is not as it was written. The text goes between the file's name and what to do.
+pub(crate) fn damage(what: String) -> sqlx::Error {
+    sqlx::Error::Decode(what.into())
+}
+
+/// What is in a partition: all positions from `first` up to, not including, `next`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartitionEntry {
+    pub(crate) topic: i64,
+    pub(crate) number: i64,
+    pub(crate) first: i64,
+    pub(crate) next: i64,
+    pub(crate) bytes: i64,
+}
+
+impl PartitionEntry {
+    /// What [`read`](Self::read) reads, from a table named `p`.
+    pub(crate) const COLUMNS: &'static str = "p.topic, p.number, p.first, p.next, p.bytes, p.seal";
+    pub(crate) const AFTER: usize = 6;
+
+    /// A sum instead of a hash, so that the statement of [`extend`] moves it along.
+    pub(crate) fn seal(&self) -> i64 {
+        let terms = [(self.next, 31), (self.bytes, 7), (self.first, 17), (self.topic, 5), (self.number, 3)];
+        terms.into_iter().fold(1, |sum, (term, weight)| sum.wrapping_add(term.wrapping_mul(weight)))
+    }
+
+    /// The first columns of a row; none if they are not as they were written.
+    pub(crate) fn read(row: &SqliteRow) -> Option<Self> {
+        let mut columns = [0_i64; Self::AFTER];
+        for (n, column) in columns.iter_mut().enumerate() {
+            *column = row.try_get(n).ok()?;
+        }
+        let [topic, number, first, next, bytes, seal] = columns;
+        let entry = Self { topic, number, first, next, bytes };
+        (entry.seal() == seal && 0 < first && first <= next).then_some(entry)
+    }
+
+    /// The entry of a partition.
+    pub(crate) async fn find(connection: &mut SqliteConnection, topic: i64, number: i64) -> Result<Self, sqlx::Error> {
+        let columns = Self::COLUMNS;
+        let sql = format!("select {columns} from aq_partitions p where p.topic = ? and p.number = ?");
+        let row = sqlx::query(assembled(sql)).bind(topic).bind(number).fetch_optional(connection).await?;
+        row.as_ref().and_then(Self::read).ok_or_else(|| partition_damage(topic, number))
+    }
+
+    /// Writes what has changed.
+    pub(crate) async fn write(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        sqlx::query("update aq_partitions set first = ?, next = ?, bytes = ?, seal = ? where topic = ? and number = ?")
+            .bind(self.first)
+            .bind(self.next)
+            .bind(self.bytes)
+            .bind(self.seal())
+            .bind(self.topic)
+            .bind(self.number)
+            .execute(connection)
+            .await
+            .map(drop)
+    }
+}
+
+fn partition_damage(topic: i64, number: i64) -> sqlx::Error {
+    damage(format!(
+        "the entry of partition {number} of topic {topic} in `aq_partitions` has changed by itself, or is gone"
+    ))
 }
 
 /// Takes positions for all entries. The first statement writes, so that a transaction that has only read so far waits for
@@ -251,17 +337,21 @@ async fn grow(
     };
     let list = format!("[{}]", shares.iter().map(share).collect::<Vec<_>>().join(","));
     let rows = sqlx::query(
-        "update aq_partitions set next = next + (share.value ->> 2), bytes = bytes + (share.value ->> 3)
+        "update aq_partitions set next = next + (share.value ->> 2), bytes = bytes + (share.value ->> 3),
+         seal = seal + 31 * (share.value ->> 2) + 7 * (share.value ->> 3)
          from json_each(?) as share where topic = share.value ->> 0 and number = share.value ->> 1
-         returning topic, number, next",
+         returning topic, number, first, next, bytes, seal",
     )
     .bind(list)
     .fetch_all(connection)
     .await?;
-    if rows.len() != shares.len() {
-        return Err(sqlx::Error::RowNotFound);
-    }
-    rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
+    let grown: BTreeMap<(i64, i64), i64> =
+        rows.iter().filter_map(PartitionEntry::read).map(|entry| ((entry.topic, entry.number), entry.next)).collect();
+    let next = |(topic, number): &(i64, u32)| {
+        let next = grown.get(&(*topic, i64::from(*number))).copied();
+        next.map(|next| ((*topic, *number), next)).ok_or_else(|| partition_damage(*topic, i64::from(*number)))
+    };
+    shares.keys().map(next).collect()
 }
 
 /// Inserts entries whose identity is new; answers how many were.
@@ -335,10 +425,8 @@ async fn insert_singly(
     }
     for entry in entries {
         entry.headers = encoded(entry.message);
-        let answer = if let Some((partition, position, same)) = find_identity(connection, entry).await? {
-            let dedup_id = || entry.message.dedup_id.as_ref().map(ToString::to_string).unwrap_or_default();
-            let found = receipt(&entry.message.topic, partition, position, true);
-            if same { Ok(found) } else { Err(BrokerError::IdentityReused { dedup_id: dedup_id() }) }
+        let answer = if let Some(answer) = find_identity(connection, entry).await? {
+            answer
         } else {
             let Some(share) = shares.get_mut(&(entry.topic, entry.partition)) else { continue };
             entry.position = share.base;
@@ -353,19 +441,42 @@ async fn insert_singly(
     grow(connection, &shares).await.map(drop)
 }
 
-/// Where an entry's identity is already, and whether with the same body.
+/// What is to be answered to an entry whose identity is there already; none if it is not.
 async fn find_identity(
     connection: &mut SqliteConnection,
     entry: &Entry<'_>,
-) -> Result<Option<(i64, i64, bool)>, sqlx::Error> {
+) -> Result<Option<Result<Receipt, BrokerError>>, sqlx::Error> {
     let Some(id) = &entry.message.dedup_id else { return Ok(None) };
-    let found = sqlx::query("select number, position, body = ? from aq_log where topic = ? and dedup_id = ?")
-        .bind(entry.message.body.to_vec())
+    let found = sqlx::query("select at from aq_log where topic = ? and dedup_id = ?")
         .bind(entry.topic)
         .bind(id.as_str().to_owned())
-        .fetch_optional(connection)
+        .fetch_optional(&mut *connection)
         .await?;
-    found.map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).transpose()
+    let Some(found) = found else { return Ok(None) };
+    // By its number the row comes from the table: what the index says of it may be damaged.
+    let row = sqlx::query(
+        "select topic, dedup_id, number, position, key, headers, body, stored_at, checksum from aq_log where at = ?",
+    )
+    .bind(found.try_get::<i64, _>(0)?)
+    .fetch_optional(connection)
+    .await?;
+    let topic = &entry.message.topic;
+    let broken =
+        || damage(format!("what the index says of the identity {:?} on topic {topic:?} is not so", id.as_str()));
+    let Some(row) = row else { return Err(broken()) };
+    if row.try_get::<i64, _>(0)? != entry.topic || row.try_get::<Option<&str>, _>(1)? != Some(id.as_str()) {
+        return Err(broken());
+    }
+    let (number, position): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
+    let (key, headers, body): (Option<&[u8]>, &[u8], &[u8]) = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+    if body == entry.message.body {
+        return Ok(Some(Ok(receipt(topic, number, position, true))));
+    }
+    let numbers = [entry.topic, number, position, row.try_get(7)?];
+    if checksum(&numbers, &[key.unwrap_or_default(), headers, body]) != row.try_get::<i64, _>(8)? {
+        return Err(damage(format!("the checksum of the message at {topic}/{number}:{position} is wrong")));
+    }
+    Ok(Some(Err(BrokerError::IdentityReused { dedup_id: id.to_string() })))
 }
 
 /// What is read of a partition.
@@ -379,46 +490,61 @@ pub(crate) struct Slice<'a> {
 }
 
 impl Slice<'_> {
-    /// The messages with their positions, in order.
+    /// The messages with their positions, in order and without a gap, from the first that has not been deleted. One
+    /// statement, so that what the partition should hold and what it holds are of the same moment.
     pub(crate) async fn read(
         &self,
         connection: &mut SqliteConnection,
     ) -> Result<Result<Vec<(Position, Message)>, StoreError>, sqlx::Error> {
-        let rows = sqlx::query(
-            "select position, key, headers, body, stored_at, checksum, version from aq_log
-             where topic = ? and number = ? and position > ? order by position limit ?",
-        )
+        let limit = i64::try_from(self.limit).unwrap_or(i64::MAX);
+        let rows = sqlx::query(assembled(format!(
+            "select {}, l.position, l.key, l.headers, l.body, l.stored_at, l.checksum, l.version
+             from aq_partitions p left join aq_log l on l.topic = p.topic and l.number = p.number and l.position > ?
+             where p.topic = ? and p.number = ? order by l.position limit ?",
+            PartitionEntry::COLUMNS
+        )))
+        .bind(self.after.cast_signed())
         .bind(self.topic)
         .bind(i64::from(self.partition.index))
-        .bind(self.after.cast_signed())
-        .bind(i64::try_from(self.limit).unwrap_or(i64::MAX))
+        .bind(limit)
         .fetch_all(connection)
         .await?;
+        let number = i64::from(self.partition.index);
+        let entry = rows.first().and_then(PartitionEntry::read).filter(|e| (e.topic, e.number) == (self.topic, number));
+        let Some(entry) = entry else { return Ok(Err(entry_damaged(self.partition))) };
+        let after = self.after.cast_signed();
+        if entry.next <= after {
+            return Ok(Err(
+                self.damaged(after, "the partition ends before it: has an older copy taken the file's place?")
+            ));
+        }
+        let mut expected = entry.first.max(after + 1);
+        let end = entry.next.min(expected.saturating_add(limit));
         let mut messages = Vec::with_capacity(rows.len());
-        let mut last: Option<i64> = None;
         for row in &rows {
-            let position: i64 = row.try_get(0)?;
-            if last.is_some_and(|last| last + 1 != position) {
-                return Ok(Err(self.damaged(position, "those before it are gone")));
+            let Some(position) = row.try_get::<Option<i64>, _>(PartitionEntry::AFTER)? else { break };
+            if position != expected || position >= end {
+                break;
             }
-            last = Some(position);
             match self.message(row, position)? {
                 Ok(message) => messages.push((Position(position.cast_unsigned()), message)),
                 Err(error) => return Ok(Err(error)),
             }
+            expected += 1;
         }
-        Ok(Ok(messages))
+        Ok(if expected == end { Ok(messages) } else { Err(self.damaged(expected, "it is not there")) })
     }
 
     fn message(&self, row: &SqliteRow, position: i64) -> Result<Result<Message, StoreError>, sqlx::Error> {
-        let version: i64 = row.try_get(6)?;
+        const AT: usize = PartitionEntry::AFTER;
+        let version: i64 = row.try_get(AT + 6)?;
         if version > VERSION {
             let [found, known] = [version, VERSION].map(|v| u32::try_from(v).unwrap_or(u32::MAX));
             return Ok(Err(StoreError::TooNew { found, known }));
         }
-        let key: Option<Vec<u8>> = row.try_get(1)?;
-        let (headers, body): (Vec<u8>, Vec<u8>) = (row.try_get(2)?, row.try_get(3)?);
-        let (stored_at, expected): (i64, i64) = (row.try_get(4)?, row.try_get(5)?);
+        let key: Option<Vec<u8>> = row.try_get(AT + 1)?;
+        let (headers, body): (Vec<u8>, Vec<u8>) = (row.try_get(AT + 2)?, row.try_get(AT + 3)?);
+        let (stored_at, expected): (i64, i64) = (row.try_get(AT + 4)?, row.try_get(AT + 5)?);
         let numbers = [self.topic, i64::from(self.partition.index), position, stored_at];
         if checksum(&numbers, &[key.as_deref().unwrap_or_default(), &headers, &body]) != expected {
             return Ok(Err(self.damaged(position, "its checksum is wrong")));
@@ -433,15 +559,23 @@ impl Slice<'_> {
     }
 
     fn damaged(&self, position: i64, what: &str) -> StoreError {
-        StoreError::Refused(format!(
-            "the message at {}:{position} is damaged ({what}): stop what uses the file, keep a copy, and restore a backup or try `sqlite3 FILE .recover`",
-            self.partition
-        ))
+        StoreError::Refused(format!("the message at {}:{position} is damaged ({what}): {MEND}", self.partition))
     }
 }
 
-/// A name as the file has it, for topics that were created by other processes.
-pub(crate) async fn topic_names(connection: &mut SqliteConnection) -> Result<Vec<(i64, Topic)>, sqlx::Error> {
-    let rows = sqlx::query("select id, name from aq_topics order by id").fetch_all(connection).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, Topic::from(Text::from(row.try_get::<String, _>(1)?))))).collect()
+/// What the file says of a partition itself is damaged.
+pub(crate) fn entry_damaged(partition: &Partition) -> StoreError {
+    StoreError::Refused(format!("the entry of partition {partition} in `aq_partitions` is damaged: {MEND}"))
+}
+
+/// All topics, by their numbers.
+pub(crate) async fn topic_names(connection: &mut SqliteConnection) -> Result<Vec<(i64, Topic, u32)>, sqlx::Error> {
+    let rows =
+        sqlx::query("select id, name, partitions, checksum from aq_topics order by id").fetch_all(connection).await?;
+    let read = |row: &SqliteRow| {
+        let name: String = row.try_get(1)?;
+        let entry = topic_entry(&name, row.try_get(0)?, row.try_get(2)?, row.try_get(3)?)?;
+        Ok((entry.id, Topic::from(Text::from(name)), entry.partitions))
+    };
+    rows.iter().map(read).collect()
 }

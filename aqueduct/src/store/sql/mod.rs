@@ -11,11 +11,13 @@ pub(crate) mod log;
 mod lookup;
 mod ops;
 mod outbox;
+mod place;
 mod rows;
 pub(crate) mod sqlite;
 mod store;
 mod turn;
 pub(crate) mod tx;
+mod wal;
 pub(crate) mod writer;
 
 pub use outbox::Outbox;

@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::log::Inserts;
+use super::place::Place;
+use super::wal;
 use super::writer::{Loan, Task, Writer};
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -37,7 +39,7 @@ pub(crate) const PARTITIONS: u32 = 16;
 const ROW_BUFFER: usize = 1_024;
 
 /// Pages of write-ahead log after which SQLite moves them into the file: 16 MiB.
-const CHECKPOINT_PAGES: u32 = 4_000;
+pub(super) const CHECKPOINT_PAGES: u32 = 4_000;
 
 /// An SQLite file with Aqueduct's tables in it: an embedded broker, a store, or both. Clones share it.
 ///
@@ -58,6 +60,7 @@ pub struct SqliteFile(Arc<Shared>);
 
 struct Shared {
     path: PathBuf,
+    place: Place,
     options: SqliteConnectOptions,
     readers: SqlitePool,
     writer: Writer,
@@ -118,16 +121,26 @@ impl SqliteOptions {
         let folder = folder.canonicalize().map_err(|e| no_folder(&self.path, &e))?;
         let path = folder.join(self.path.file_name().unwrap_or_default());
         warn_of_network(&folder);
+        check_wal(&path).await?;
         let options = connect_options(&path, self.full);
         let mut connection = options.connect().await.map_err(|e| explain(&path, e))?;
         migrate(&path, &mut connection).await?;
+        check_small_tables(&path, &mut connection).await?;
+        let place = Place::of(&path);
         let readers = SqlitePoolOptions::new().min_connections(0).max_connections(READERS).test_before_acquire(false);
+        let placed = place.clone();
+        let readers = readers.after_connect(move |_, _| {
+            // One that was opened on another file would be kept.
+            let checked = placed.check().map_err(|e| sqlx::Error::Io(std::io::Error::other(e)));
+            Box::pin(std::future::ready(checked))
+        });
         let readers = readers.connect_lazy_with(options.clone());
         let changed = watch::Sender::new(0);
-        let writer = Writer::start(&path, &options, changed.clone(), self.handler_limit, self.clock.clone())?;
+        let writer = Writer::start((&path, &place), &options, changed.clone(), self.handler_limit, self.clock.clone())?;
         let (clock, create) = (self.clock, self.create);
         let file = SqliteFile(Arc::new(Shared {
             path,
+            place,
             options,
             readers,
             writer,
@@ -189,7 +202,8 @@ impl SqliteFile {
 
     /// A connection for one reader alone.
     pub(crate) async fn connect(&self) -> Result<SqliteConnection, StoreError> {
-        self.0.options.connect().await.map_err(|e| explain(self.path(), e))
+        let connection = self.0.options.connect().await.map_err(|e| explain(self.path(), e))?;
+        self.check_place().map(|()| connection)
     }
 
     /// Runs a task on the writing connection, with those of others in one commit, and answers when it is committed.
@@ -205,6 +219,11 @@ impl SqliteFile {
     /// True if the running task holds the writing connection, so that it would wait for itself.
     pub(crate) fn is_held_here(&self) -> bool {
         self.0.writer.is_held_here()
+    }
+
+    /// Says what has become of the file, if it is not where it was opened.
+    pub(crate) fn check_place(&self) -> Result<(), StoreError> {
+        self.0.place.check()
     }
 
     pub(crate) fn explain(&self, error: sqlx::Error) -> StoreError {
@@ -383,6 +402,29 @@ async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), S
     run("commit", connection).await.map_err(failed)
 }
 
+/// Reads the write-ahead log once, before SQLite does.
+async fn check_wal(path: &Path) -> Result<(), StoreError> {
+    let path = path.to_owned();
+    let checked = tokio::task::spawn_blocking(move || wal::check(&path)).await;
+    checked.unwrap_or_else(|e| Err(StoreError::Unavailable(e.into())))
+}
+
+/// Looks through the tables that everything else is found by. Their size depends on topics, partitions and consumers
+/// alone: the log, the store and the inbox are looked at when they are used.
+async fn check_small_tables(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    for table in ["aq_topics", "aq_partitions", "aq_consumers", "aq_floors", "aq_shards"] {
+        let check = sqlx::query(assembled(format!("pragma integrity_check({table})")));
+        let rows = check.fetch_all(&mut *connection).await.map_err(|e| explain(path, e))?;
+        let found: Vec<String> =
+            rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|e| explain(path, e))?;
+        if let Some(first) = found.first().filter(|first| *first != "ok") {
+            let file = path.display();
+            return Err(StoreError::Refused(format!("{file}: {table} is damaged: {MEND} ({first})")));
+        }
+    }
+    Ok(())
+}
+
 /// The version of the tables in the file; 0 if there are none.
 async fn version(connection: &mut SqliteConnection) -> Result<usize, sqlx::Error> {
     let table = sqlx::query("select 1 from sqlite_master where name = 'aq_schema'");
@@ -397,28 +439,58 @@ pub(super) async fn run(sql: &'static str, connection: &mut SqliteConnection) ->
     sqlx::raw_sql(sql).execute(connection).await.map(drop)
 }
 
+/// What to do with a file that is damaged.
+pub(crate) const MEND: &str =
+    "stop what uses the file, keep a copy, and restore a backup or try `sqlite3 FILE .recover`";
+
+/// SQLite found no room for the index of the write-ahead log: <https://sqlite.org/rescode.html#ioerr_shmsize>.
+const NO_ROOM_FOR_INDEX: u32 = 4_874;
+
 /// Says what is wrong and what to do about it. What can pass by itself is unavailable; what cannot is refused.
 #[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
 pub(crate) fn explain(path: &Path, error: sqlx::Error) -> StoreError {
-    let file = path.display();
     let code = match &error {
         sqlx::Error::Database(e) => e.code().and_then(|code| code.parse::<u32>().ok()),
+        sqlx::Error::Io(e) => io_code(e),
         _ => None,
     };
-    let (passes, what) = match code.map(|code| code & 0xff) {
+    let (passes, what) = match code.map(|code| if code == NO_ROOM_FOR_INDEX { 13 } else { code & 0xff }) {
         Some(5 | 6) => (true, "another process or transaction holds it: end it, or wait".to_owned()),
         Some(8) => (true, "it cannot be written: check its permissions, those of its folder and of `-wal` and `-shm` beside it, and whether the disk is mounted read-only".to_owned()),
         Some(9) => (true, "the statement took longer than a handler may hold its transaction: make it shorter, or raise `handler_limit`".to_owned()),
-        Some(10) => (true, "reading or writing the disk failed: look at the system's log".to_owned()),
-        Some(11) => (false, "it is damaged: stop what uses it, keep a copy, and restore a backup or try `sqlite3 FILE .recover`".to_owned()),
+        Some(10) => (true, "reading or writing the disk failed: look at the system's log, and whether a quota or a limit on the size of files was reached".to_owned()),
+        Some(11) => (false, format!("it is damaged: {MEND}")),
         Some(13) => (true, "the disk is full: free some space, and it goes on by itself".to_owned()),
         Some(14) => (true, "it cannot be opened: check that its folder exists and may be written to".to_owned()),
         Some(26) => (false, "it is no SQLite file, or an encrypted one: give another path, or move it away".to_owned()),
-        _ => (!matches!(error, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)), String::new()),
+        _ => unnamed(&error),
     };
+    let file = path.display();
     let separator = if what.is_empty() { "" } else { ": " };
     let text = format!("{file}{separator}{what} ({error})");
     if passes { StoreError::Unavailable(text.into()) } else { StoreError::Refused(text) }
+}
+
+/// SQLite's code for an error of the system; none for one that says enough.
+fn io_code(error: &std::io::Error) -> Option<u32> {
+    match error.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => Some(8),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
+            Some(13)
+        }
+        std::io::ErrorKind::NotFound => Some(14),
+        _ => None,
+    }
+}
+
+/// What was read is not what was written: SQLite sees that only where it spoils a tree.
+fn unnamed(error: &sqlx::Error) -> (bool, String) {
+    match error {
+        sqlx::Error::Decode(what) => (false, format!("it is damaged, {what}: {MEND}")),
+        sqlx::Error::ColumnDecode { .. } => (false, format!("it is damaged, a column is not what it was: {MEND}")),
+        sqlx::Error::RowNotFound => (false, format!("it is damaged, a row is missing: {MEND}")),
+        _ => (true, String::new()),
+    }
 }
 
 fn no_folder(path: &Path, error: &std::io::Error) -> StoreError {

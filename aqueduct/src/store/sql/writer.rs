@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::inbox::{Entered, Entry, Fences};
-use super::sqlite::{BUSY, explain, run};
+use super::place::Place;
+use super::sqlite::{BUSY, CHECKPOINT_PAGES, assembled, explain, run};
 use super::turn::Turnstile;
 use crate::clock::{Boot, Clock};
 use crate::error::StoreError;
@@ -35,6 +36,15 @@ const GROUP_HANDLERS_MAX: usize = 100;
 /// A commit takes in nothing more after this.
 const GROUP_TIME: Duration = Duration::from_millis(50);
 
+/// The write-ahead log is begun anew when it is longer; some more than after what SQLite does so by itself. Where that is
+/// not possible it is tried again after each step.
+const WAL_BOUND: u64 = CHECKPOINT_PAGES as u64 * 5_120;
+const WAL_STEP: u64 = WAL_BOUND / 4;
+
+/// How long readers are waited for then, and how long after the last write that is tried again.
+const WAL_PATIENCE: Duration = Duration::from_millis(100);
+const WAL_IDLE: Duration = Duration::from_secs(1);
+
 /// Steps of SQLite's machine between two looks at the time: some 100 us.
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 
@@ -42,7 +52,7 @@ const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 const GRACE: Duration = Duration::from_mins(1);
 
 /// What a handler may not do.
-const ENDED: &str = "a handler ended the transaction that it shares with others, or left one open inside it: no `commit` or `rollback` of its own, but `tx.begin()`, and end that";
+const ENDED: &str = "a handler ended the transaction that it shares with others, or left one open inside it: no `commit` or `rollback` of its own, but `tx.begin()`, and end that; and do not go on after a statement that has failed";
 
 /// What is to be written.
 pub(crate) trait Task: Send + 'static {
@@ -74,6 +84,8 @@ struct Holder {
     task: Mutex<Option<tokio::task::Id>>,
     /// When its time is over, on the clock that counts suspension; 0 for no end.
     until: AtomicU64,
+    /// True while the writer itself commits: nobody else may.
+    commits: AtomicBool,
 }
 
 enum Job {
@@ -175,7 +187,7 @@ impl Drop for Lent {
 
 impl Writer {
     pub(super) fn start(
-        path: &Path,
+        (path, place): (&Path, &Place),
         options: &SqliteConnectOptions,
         changed: watch::Sender<u64>,
         limit: Duration,
@@ -183,12 +195,15 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let turnstile = Turnstile::open(path).map_err(|e| explain(path, e.into()))?;
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let holder = Arc::new(Holder { task: Mutex::new(None), until: AtomicU64::new(0) });
+        let holder =
+            Arc::new(Holder { task: Mutex::new(None), until: AtomicU64::new(0), commits: AtomicBool::new(false) });
         let worker = Worker {
             jobs,
             turnstile,
             connection: None,
             path: path.to_owned(),
+            place: place.clone(),
+            wal_bound: WAL_BOUND,
             options: options.clone(),
             changed,
             holder: Arc::clone(&holder),
@@ -227,12 +242,37 @@ fn unavailable(text: &str) -> StoreError {
     StoreError::Unavailable(text.to_owned().into())
 }
 
+/// The same error for another.
+fn same(error: &StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable(source) => unavailable(&source.to_string()),
+        StoreError::Fenced { partition, held, ours } => {
+            StoreError::Fenced { partition: partition.clone(), held: *held, ours: *ours }
+        }
+        StoreError::TooNew { found, known } => StoreError::TooNew { found: *found, known: *known },
+        StoreError::Refused(text) => StoreError::Refused(text.clone()),
+    }
+}
+
+impl Job {
+    fn refuse(self, error: &StoreError) {
+        match self {
+            Self::Work(work) => work.answer(Err(same(error))),
+            // Who has gone does not need to know.
+            Self::Handler(_, borrower) => drop(borrower.send(Err(same(error)))),
+        }
+    }
+}
+
 struct Worker {
     jobs: mpsc::Receiver<Job>,
     turnstile: Turnstile,
     /// None while there is no usable one.
     connection: Option<SqliteConnection>,
     path: PathBuf,
+    place: Place,
+    /// How long the write-ahead log may become before it is begun anew.
+    wal_bound: u64,
     options: SqliteConnectOptions,
     changed: watch::Sender<u64>,
     holder: Arc<Holder>,
@@ -263,9 +303,41 @@ enum Failed {
 
 impl Worker {
     async fn work(mut self) {
-        while let Some(first) = self.jobs.recv().await {
-            self.group(first).await;
+        loop {
+            let large = self.place.wal_bytes() > WAL_BOUND;
+            let next =
+                if large { tokio::time::timeout(WAL_IDLE, self.jobs.recv()).await } else { Ok(self.jobs.recv().await) };
+            match next {
+                Ok(Some(first)) => {
+                    self.group(first).await;
+                    if self.place.wal_bytes() > self.wal_bound {
+                        self.begin_wal_anew("restart").await;
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => self.begin_wal_anew("truncate").await,
+            }
         }
+    }
+
+    /// Moves the write-ahead log into the file and goes back to its beginning. SQLite does so by itself only when nobody
+    /// reads at that moment, which under load may never be. A reader that holds an old state for long keeps it from
+    /// happening; it is not waited for, and it is tried again when there is more.
+    async fn begin_wal_anew(&mut self, how: &'static str) {
+        let (Ok(_turn), Some(connection)) = (self.turnstile.enter(WAL_PATIENCE).await, &mut self.connection) else {
+            return;
+        };
+        let sql = format!(
+            "pragma busy_timeout = {}; pragma wal_checkpoint({how}); pragma busy_timeout = {}",
+            WAL_PATIENCE.as_millis(),
+            BUSY.as_millis()
+        );
+        if let Err(error) = sqlx::raw_sql(assembled(sql)).execute(connection).await {
+            tracing::warn!(file = %self.path.display(), %error, "the write-ahead log cannot be moved into the file; it is tried again");
+            self.connection = None;
+        }
+        let bytes = self.place.look_at_wal();
+        self.wal_bound = bytes + WAL_STEP;
     }
 
     /// One commit, and what must go alone if it fails.
@@ -273,11 +345,13 @@ impl Worker {
         let mut group = Group::default();
         let failed = match self.turn_and_begin().await {
             Err(error) => {
-                // What came first bears the news; it is tried again from outside.
-                return match first {
-                    Job::Work(work) => work.answer(Err(error)),
-                    Job::Handler(_, borrower) => drop(borrower.send(Err(error))),
-                };
+                // Who waits by now bears the news, so that nobody waits for one after another; they try again from outside.
+                let mut next = Some(first);
+                while let Some(job) = next {
+                    job.refuse(&error);
+                    next = self.jobs.try_recv().ok();
+                }
+                return;
             }
             Ok(_turn) => match self.fill(first, &mut group).await {
                 Ok(()) => match self.commit().await {
@@ -292,6 +366,9 @@ impl Worker {
     }
 
     fn committed(&mut self, group: Group) {
+        if self.place.wal_bytes() <= WAL_BOUND {
+            self.wal_bound = WAL_BOUND;
+        }
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
         group.works.into_iter().for_each(|work| work.answer(Ok(())));
         group.handlers.into_iter().for_each(|handler| drop(handler.send(Ok(()))));
@@ -392,18 +469,19 @@ impl Worker {
         // Who was alone in a commit that failed would only fail again.
         let (error, alone) = match failed {
             Failed::Work(work, error) => {
+                let text = format!("another write in the same commit failed: {error}");
                 work.answer(Err(error));
-                (unavailable("another write in the same commit was refused"), false)
+                (unavailable(&text), false)
             }
             Failed::All(error) => (error, group.works.len() == 1 && group.lent == 0),
         };
         let text = format!("the commit failed, and the handler runs again: {error}");
         // Only one that was alone is known to be at fault.
         let at_fault = group.lent == 1 && matches!(error, StoreError::Refused(_));
-        let answer = || if at_fault { Err(StoreError::Refused(error.to_string())) } else { Err(unavailable(&text)) };
+        let answer = || if at_fault { Err(same(&error)) } else { Err(unavailable(&text)) };
         group.handlers.into_iter().for_each(|handler| drop(handler.send(answer())));
         for mut work in group.works {
-            let answer = if alone { Err(unavailable(&error.to_string())) } else { self.single(&mut *work).await };
+            let answer = if alone { Err(same(&error)) } else { self.single(&mut *work).await };
             work.answer(answer);
         }
     }
@@ -425,6 +503,7 @@ impl Worker {
     /// Waits for the turn to write, and begins a transaction.
     async fn turn_and_begin(&mut self) -> Result<super::turn::Turn, StoreError> {
         let turn = self.turnstile.enter(BUSY).await.map_err(|e| self.turn_failed(e))?;
+        self.place.check()?;
         if self.connection.is_none() {
             self.connection = Some(self.connect().await.map_err(|e| explain(&self.path, e))?);
         }
@@ -453,19 +532,29 @@ impl Worker {
             0 => true,
             until => clock.boot() < Boot(until),
         };
-        connection.lock_handle().await?.set_progress_handler(STEPS_BETWEEN_LOOKS, goes_on);
+        let holder = Arc::clone(&self.holder);
+        let mut handle = connection.lock_handle().await?;
+        handle.set_progress_handler(STEPS_BETWEEN_LOOKS, goes_on);
+        // Where the disk is full SQLite may roll back the transaction that a handler is inside. What the handler writes
+        // then would be committed statement by statement, without its inbox record.
+        handle.set_commit_hook(move || holder.commits.load(Ordering::Acquire));
+        drop(handle);
         Ok(connection)
     }
 
     async fn commit(&mut self) -> Result<(), StoreError> {
         let Some(connection) = &mut self.connection else { return Err(closed()) };
-        Transactions::commit(connection).await.map_err(|e| match &e {
+        self.holder.commits.store(true, Ordering::Release);
+        let committed = Transactions::commit(connection).await;
+        self.holder.commits.store(false, Ordering::Release);
+        committed.map_err(|e| match &e {
             // A plain error of the statement: there is no transaction to commit.
             sqlx::Error::Database(error) if error.code().is_some_and(|code| code == "1") => {
                 StoreError::Refused(ENDED.into())
             }
             _ => explain(&self.path, e),
-        })
+        })?;
+        self.place.check_committed()
     }
 
     /// Leaves no transaction open: if that cannot be had by asking, the connection is closed.
