@@ -32,9 +32,9 @@ async fn place_order(
     sqlx::query("insert into orders (id, sku) values (?, ?)").bind(id).bind(sku).execute(&mut *tx).await?;
     outbox.publish(&mut tx, Event::new("order.placed", sku)?.topic("orders").key(id)).await?;
     if paid {
-        tx.commit().await?
+        tx.commit().await?;
     } else {
-        tx.rollback().await?
+        tx.rollback().await?;
     }
     println!("  {id}: {}", if paid { "placed" } else { "rolled back" });
     Ok(())

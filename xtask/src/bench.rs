@@ -14,7 +14,8 @@ pub(crate) fn run(name: Option<&str>) -> Result<()> {
         bail!("there is no benchmark {unknown:?}; there are: {}", known.join(", "));
     }
     for bench in known.iter().filter(|k| name.is_none_or(|n| n == k.as_str())) {
-        show(&mut cargo(&["bench", "--quiet", "--package", "aqueduct", "--features", "testing", "--bench", bench]))?;
+        let features = "sqlite,testing";
+        show(&mut cargo(&["bench", "--quiet", "--package", "aqueduct", "--features", features, "--bench", bench]))?;
     }
     Ok(())
 }

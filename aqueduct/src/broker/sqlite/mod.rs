@@ -270,7 +270,8 @@ impl Task for AppendAll {
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Appended, StoreError>> {
         Box::pin(async move {
             let Self { messages, topics, turn, file } = self;
-            let append = Append { messages, topics, create: file.create(), turn: *turn, now: file.clock().now() };
+            let (create, now, inserts) = (file.create(), file.clock().now(), file.inserts());
+            let append = Append { messages, topics, create, turn: *turn, now, inserts };
             append.run(connection).await.map_err(|e| file.explain(e))
         })
     }

@@ -59,6 +59,7 @@ impl Encoder {
     }
 
     pub(crate) fn headers(&mut self, headers: &Headers) -> &mut Self {
+        self.0.reserve(headers.size() + headers.len() * 9 + 1);
         for (name, value) in headers.iter() {
             self.0.put_u8(1);
             self.bytes(name.as_str().as_bytes()).bytes(value);

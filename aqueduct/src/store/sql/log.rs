@@ -1,22 +1,32 @@
 //! The log of the embedded broker: appending to it, inside whatever transaction, and reading it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{Arguments, AssertSqlSafe, Row};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::codec::{Decoder, Encoder, VERSION, checksum};
-use super::sqlite::assembled;
 use crate::broker::Receipt;
 use crate::clock::Timestamp;
 use crate::error::{BrokerError, StoreError};
 use crate::message::Message;
 use crate::topic::{Partition, Position, Text, Topic};
 
-/// Rows in one statement: many rows share its cost, and few different statements have to be prepared.
-const CHUNKS: [usize; 3] = [64, 8, 1];
+/// Statements that insert so many rows: many share the cost of one, and few different ones have to be prepared.
+pub(crate) struct Inserts([(usize, Arc<str>); 4]);
+
+impl Default for Inserts {
+    fn default() -> Self {
+        Self([250, 50, 10, 1].map(|rows| (rows, insert_statement(rows).into())))
+    }
+}
+
+/// The values of a row.
+const COLUMNS: usize = 9;
 
 /// A topic as it is in the file. Its partitions never change.
 #[derive(Clone, Debug)]
@@ -35,6 +45,7 @@ pub(crate) struct Append<'a> {
     /// Where the first message without a key goes.
     pub(crate) turn: u64,
     pub(crate) now: Timestamp,
+    pub(crate) inserts: &'a Inserts,
 }
 
 /// What came of it.
@@ -52,7 +63,8 @@ struct Entry<'a> {
     topic: i64,
     partition: u32,
     position: i64,
-    headers: Bytes,
+    /// As they go into the file; nothing once they have been handed to a statement.
+    headers: Vec<u8>,
 }
 
 /// The positions that one append takes of a partition.
@@ -76,20 +88,18 @@ impl Append<'_> {
                 }
                 Some(topic) => {
                     let partition = self.partition(message, number, topic.partitions);
-                    let mut headers = Encoder::default();
-                    headers.headers(&message.headers);
-                    let headers = headers.finish();
+                    let headers = encoded(message);
                     entries.push(Entry { number, message, topic: topic.id, partition, position: 0, headers });
                 }
             }
         }
         let shares = reserve(connection, &mut entries).await?;
-        if insert(connection, &entries, self.now).await? == entries.len() as u64 {
+        if insert(connection, self.inserts, &mut entries, self.now).await? == entries.len() as u64 {
             for entry in &entries {
                 answers[entry.number] = Some(Ok(entry.receipt(false)));
             }
         } else {
-            insert_singly(connection, &mut entries, shares, self.now, &mut answers).await?;
+            insert_singly(connection, self.inserts, &mut entries, (shares, self.now), &mut answers).await?;
         }
         let unanswered = || Err(BrokerError::Closed);
         Ok(Appended { answers: answers.into_iter().map(|a| a.unwrap_or_else(unanswered)).collect(), topics })
@@ -123,7 +133,27 @@ impl Append<'_> {
     }
 }
 
+fn encoded(message: &Message) -> Vec<u8> {
+    let mut headers = Encoder::default();
+    headers.headers(&message.headers);
+    headers.finish().into()
+}
+
 impl Entry<'_> {
+    /// Hands the values of its row to a statement.
+    fn give(&mut self, row: &mut SqliteArguments, now: Timestamp) -> Result<(), BoxDynError> {
+        let checksum = self.checksum(now);
+        row.add(self.topic)?;
+        row.add(i64::from(self.partition))?;
+        row.add(self.position)?;
+        row.add(self.message.key().map(|key| key.to_vec()))?;
+        row.add(self.message.dedup_id.as_ref().map(|id| id.as_str().to_owned()))?;
+        row.add(std::mem::take(&mut self.headers))?;
+        row.add(self.message.body.to_vec())?;
+        row.add(now.unix_ms())?;
+        row.add(checksum)
+    }
+
     fn receipt(&self, duplicate: bool) -> Receipt {
         receipt(&self.message.topic, i64::from(self.partition), self.position, duplicate)
     }
@@ -195,17 +225,10 @@ async fn reserve(
         share.rows += 1;
         share.bytes = share.bytes.saturating_add(entry.size());
     }
-    for ((topic, partition), share) in &mut shares {
-        let row = sqlx::query(
-            "update aq_partitions set next = next + ?, bytes = bytes + ? where topic = ? and number = ? returning next",
-        )
-        .bind(share.rows)
-        .bind(share.bytes)
-        .bind(*topic)
-        .bind(i64::from(*partition))
-        .fetch_one(&mut *connection)
-        .await?;
-        share.base = row.try_get::<i64, _>(0)? - share.rows;
+    for (at, next) in grow(connection, &shares).await? {
+        if let Some(share) = shares.get_mut(&at) {
+            share.base = next - share.rows;
+        }
     }
     let mut next: BTreeMap<(i64, u32), i64> = shares.iter().map(|(at, share)| (*at, share.base)).collect();
     for entry in entries {
@@ -217,39 +240,76 @@ async fn reserve(
     Ok(shares)
 }
 
+/// Adds the rows and bytes of all shares to their partitions, in one statement; answers where each ends then.
+async fn grow(
+    connection: &mut SqliteConnection,
+    shares: &BTreeMap<(i64, u32), Share>,
+) -> Result<Vec<((i64, u32), i64)>, sqlx::Error> {
+    let share = |((topic, number), share): (&(i64, u32), &Share)| {
+        let Share { rows, bytes, .. } = share;
+        format!("[{topic},{number},{rows},{bytes}]")
+    };
+    let list = format!("[{}]", shares.iter().map(share).collect::<Vec<_>>().join(","));
+    let rows = sqlx::query(
+        "update aq_partitions set next = next + (share.value ->> 2), bytes = bytes + (share.value ->> 3)
+         from json_each(?) as share where topic = share.value ->> 0 and number = share.value ->> 1
+         returning topic, number, next",
+    )
+    .bind(list)
+    .fetch_all(connection)
+    .await?;
+    if rows.len() != shares.len() {
+        return Err(sqlx::Error::RowNotFound);
+    }
+    rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
+}
+
 /// Inserts entries whose identity is new; answers how many were.
 async fn insert(
     connection: &mut SqliteConnection,
-    mut entries: &[Entry<'_>],
+    inserts: &Inserts,
+    entries: &mut [Entry<'_>],
     now: Timestamp,
 ) -> Result<u64, sqlx::Error> {
-    let mut inserted = 0;
-    while !entries.is_empty() {
-        let rows = CHUNKS.into_iter().find(|rows| *rows <= entries.len()).unwrap_or(1);
-        let (chunk, rest) = entries.split_at(rows);
-        entries = rest;
-        let mut query = sqlx::query(assembled(insert_statement(rows)));
-        for entry in chunk {
-            query = query
-                .bind(entry.topic)
-                .bind(i64::from(entry.partition))
-                .bind(entry.position)
-                .bind(entry.message.key().map(|key| key.to_vec()))
-                .bind(entry.message.dedup_id.as_ref().map(|id| id.as_str().to_owned()))
-                .bind(entry.headers.to_vec())
-                .bind(entry.message.body.to_vec())
-                .bind(now.unix_ms())
-                .bind(entry.checksum(now))
-                .bind(VERSION);
-        }
-        inserted += query.execute(&mut *connection).await?.rows_affected();
+    let (mut inserted, mut next) = (0, inserts.chunk(entries, now)?);
+    while let Some(Chunk { statement, values, rest }) = next {
+        let insert = sqlx::query_with(AssertSqlSafe(statement), values).execute(&mut *connection);
+        // While SQLite's own thread inserts one chunk the next is put together.
+        let (done, following) = tokio::join!(insert, async { inserts.chunk(rest, now) });
+        inserted += done?.rows_affected();
+        next = following?;
     }
     Ok(inserted)
 }
 
+/// A statement that inserts some entries, with their values, and the entries behind them.
+struct Chunk<'e, 'm> {
+    statement: Arc<str>,
+    values: SqliteArguments,
+    rest: &'e mut [Entry<'m>],
+}
+
+impl Inserts {
+    /// As many of the first entries as one statement takes; none if there are none left.
+    fn chunk<'e, 'm>(
+        &self,
+        entries: &'e mut [Entry<'m>],
+        now: Timestamp,
+    ) -> Result<Option<Chunk<'e, 'm>>, sqlx::Error> {
+        let Some((rows, statement)) = self.0.iter().find(|(rows, _)| *rows <= entries.len()) else { return Ok(None) };
+        let (chunk, rest) = entries.split_at_mut(*rows);
+        let mut values = SqliteArguments::default();
+        values.reserve(rows * COLUMNS, 0);
+        for entry in chunk {
+            entry.give(&mut values, now).map_err(sqlx::Error::Encode)?;
+        }
+        Ok(Some(Chunk { statement: Arc::clone(statement), values, rest }))
+    }
+}
+
 fn insert_statement(rows: usize) -> String {
-    const ROW: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-    let values = vec![ROW; rows].join(", ");
+    let row = format!("(?, ?, ?, ?, ?, ?, ?, ?, ?, {VERSION})");
+    let values = vec![row; rows].join(", ");
     format!(
         "insert into aq_log (topic, number, position, key, dedup_id, headers, body, stored_at, checksum, version)
          values {values} on conflict (topic, dedup_id) where dedup_id is not null do nothing"
@@ -259,9 +319,9 @@ fn insert_statement(rows: usize) -> String {
 /// Some identities are there already: takes back what was inserted, and goes one by one.
 async fn insert_singly(
     connection: &mut SqliteConnection,
+    inserts: &Inserts,
     entries: &mut [Entry<'_>],
-    mut shares: BTreeMap<(i64, u32), Share>,
-    now: Timestamp,
+    (mut shares, now): (BTreeMap<(i64, u32), Share>, Timestamp),
     answers: &mut [Option<Result<Receipt, BrokerError>>],
 ) -> Result<(), sqlx::Error> {
     for ((topic, partition), share) in &mut shares {
@@ -274,6 +334,7 @@ async fn insert_singly(
         (share.rows, share.bytes) = (-share.rows, share.bytes.saturating_neg());
     }
     for entry in entries {
+        entry.headers = encoded(entry.message);
         let answer = if let Some((partition, position, same)) = find_identity(connection, entry).await? {
             let dedup_id = || entry.message.dedup_id.as_ref().map(ToString::to_string).unwrap_or_default();
             let found = receipt(&entry.message.topic, partition, position, true);
@@ -284,21 +345,12 @@ async fn insert_singly(
             share.base += 1;
             share.rows += 1;
             share.bytes = share.bytes.saturating_add(entry.size());
-            insert(connection, std::slice::from_ref(entry), now).await?;
+            insert(connection, inserts, std::slice::from_mut(entry), now).await?;
             Ok(entry.receipt(false))
         };
         answers[entry.number] = Some(answer);
     }
-    for ((topic, partition), share) in shares {
-        sqlx::query("update aq_partitions set next = next + ?, bytes = bytes + ? where topic = ? and number = ?")
-            .bind(share.rows)
-            .bind(share.bytes)
-            .bind(topic)
-            .bind(i64::from(partition))
-            .execute(&mut *connection)
-            .await?;
-    }
-    Ok(())
+    grow(connection, &shares).await.map(drop)
 }
 
 /// Where an entry's identity is already, and whether with the same body.

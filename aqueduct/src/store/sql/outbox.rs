@@ -70,7 +70,14 @@ impl Outbox {
         let (known, now) = (std::collections::BTreeMap::new(), self.file.clock().now());
         // Without a turn of its own an event without a key goes where its identity says.
         let turn = messages.first().and_then(|m| m.dedup_id.as_ref()).map_or(0, |id| id.as_str().len() as u64);
-        let append = Append { messages: &messages, topics: &known, create: self.file.create(), turn, now };
+        let append = Append {
+            messages: &messages,
+            topics: &known,
+            create: self.file.create(),
+            turn,
+            now,
+            inserts: self.file.inserts(),
+        };
         let appended = append.run(transaction).await?;
         appended.answers.into_iter().map(|answer| answer.map_err(|e| Error::from(e).permanent())).collect()
     }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
+use super::log::Inserts;
 use super::writer::{Loan, Task, Writer};
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -63,6 +64,7 @@ struct Shared {
     changed: watch::Sender<u64>,
     clock: Clock,
     create: Option<u32>,
+    inserts: Inserts,
 }
 
 /// How a file is opened; made by [`SqliteFile::options`].
@@ -124,7 +126,16 @@ impl SqliteOptions {
         let changed = watch::Sender::new(0);
         let writer = Writer::start(&path, &options, changed.clone(), self.handler_limit, self.clock.clone())?;
         let (clock, create) = (self.clock, self.create);
-        let file = SqliteFile(Arc::new(Shared { path, options, readers, writer, changed, clock, create }));
+        let file = SqliteFile(Arc::new(Shared {
+            path,
+            options,
+            readers,
+            writer,
+            changed,
+            clock,
+            create,
+            inserts: Inserts::default(),
+        }));
         tokio::spawn(keep_house(Arc::downgrade(&file.0)));
         Ok(file)
     }
@@ -160,6 +171,11 @@ impl SqliteFile {
     /// How many partitions a new topic gets; none if topics must be declared.
     pub(crate) fn create(&self) -> Option<u32> {
         self.0.create
+    }
+
+    /// The statements that append to the log.
+    pub(crate) fn inserts(&self) -> &Inserts {
+        &self.0.inserts
     }
 
     pub(crate) fn clock(&self) -> &Clock {
