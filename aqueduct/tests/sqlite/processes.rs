@@ -22,7 +22,7 @@ use crate::history::{History, Step, What, steps};
 use crate::worker::{Events, FILE_EVENTS, TASK, TOPIC, database, history_path, left};
 
 /// Longer than anything here takes, on a busy machine too.
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_mins(2);
 
 /// Another process of this binary. It ends with this value.
 struct Worker {
@@ -79,8 +79,12 @@ impl Worker {
 
     /// Waits for its end and that of all that it started.
     fn end(&mut self) -> ExitStatus {
+        self.end_within(LONG)
+    }
+
+    fn end_within(&mut self, patience: Duration) -> ExitStatus {
         loop {
-            match self.line(LONG) {
+            match self.line(patience) {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.process.wait().unwrap(),
                 Err(RecvTimeoutError::Timeout) => panic!("it does not end: {}", self.story()),
@@ -89,7 +93,11 @@ impl Worker {
     }
 
     fn end_well(&mut self) {
-        let status = self.end();
+        self.end_well_within(LONG);
+    }
+
+    fn end_well_within(&mut self, patience: Duration) {
+        let status = self.end_within(patience);
         assert!(status.success(), "{status}: {}", self.story());
     }
 
@@ -472,7 +480,7 @@ fn consumers_and_publishers_in_processes_of_their_own_share_a_file() {
     let publishers =
         names.map(|name| Worker::start(folder.path(), name, json!({"role": "publisher", "seconds": seconds})));
     for mut publisher in publishers {
-        publisher.end_well();
+        publisher.end_well_within(LONG + Duration::from_secs(seconds));
     }
     for (_, _, mut worker) in consumers {
         worker.input = None;
