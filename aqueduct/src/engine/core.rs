@@ -280,11 +280,12 @@ impl Core {
         self.watch_lease(slot, now);
         self.resume(slot);
         self.pump(slot);
-        self.ask_due(slot, now);
+        // Read once: what is not due by it is woken for, even if the clock goes on meanwhile.
+        let wall = self.clock.now();
+        self.ask_due(slot, now, wall);
         self.flush(slot, now);
         self.drain_partition(slot);
         let Some(owned) = self.owned.get(&slot) else { return };
-        let wall = self.clock.now();
         let due = owned.due.next_at.filter(|_| self.has_room_for_rows()).map(|at| now + at.since(wall));
         let times = [due, owned.due.poll_at, owned.settling.flush_at, owned.writer.retry_at];
         times.into_iter().flatten().filter(|at| *at > now).for_each(|at| self.next_tick = self.next_tick.min(at));

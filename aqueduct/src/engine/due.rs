@@ -12,6 +12,7 @@ use super::mailbox::Note;
 use super::owned::Stage;
 use super::writer::After;
 use crate::broker::Ownership;
+use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::format::Decoded;
 use crate::policy::defaults;
@@ -20,11 +21,11 @@ use crate::topic::{LaneId, Place, Text};
 
 impl Core {
     /// Asks the store what is due, if it is time.
-    pub(super) fn ask_due(&mut self, slot: u32, now: Instant) {
+    pub(super) fn ask_due(&mut self, slot: u32, now: Instant, wall: Timestamp) {
         if !self.has_store || self.ownership == Ownership::Competing || self.stop.is_asked() {
             return;
         }
-        let (wall, room) = (self.clock.now(), self.room_for_rows());
+        let room = self.room_for_rows();
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         if owned.stage == Stage::Loading && owned.due.asking.is_none() && owned.writer.retry_at.is_none() {
             return self.take_over(slot);

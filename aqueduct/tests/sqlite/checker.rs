@@ -45,9 +45,9 @@ impl Log {
         let phantoms: Vec<_> = ids.iter().filter(|id| !published.contains(**id)).collect();
         assert!(lost.is_empty() && phantoms.is_empty(), "lost: {lost:?}, never published: {phantoms:?}");
         for (key, ids) in &self.keys {
-            let mut last = BTreeMap::new();
+            let mut reached = BTreeMap::new();
             for (by, number) in ids.iter().map(|id| parts(id)) {
-                let before = last.insert(by, number);
+                let before = reached.insert(by, number);
                 assert!(before < Some(number), "{key}: {by} published {number} before {before:?}");
             }
         }

@@ -51,9 +51,13 @@ impl Points {
     }
 
     async fn through<T>(&self, calls: &[&str], work: impl Future<Output = T>) -> T {
-        calls.iter().for_each(|call| self.reach(call, "before"));
+        for call in calls {
+            self.reach(call, "before");
+        }
         let answer = work.await;
-        calls.iter().for_each(|call| self.reach(call, "after"));
+        for call in calls {
+            self.reach(call, "after");
+        }
         answer
     }
 }
