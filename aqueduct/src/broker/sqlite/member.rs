@@ -5,8 +5,8 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Row};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -16,14 +16,19 @@ use super::{SqliteBroker, broker_error, wildcard};
 use crate::broker::{self, Arrival, Delivery, Membership, Room, Start, Subscription, Ticket};
 use crate::clock::Lease;
 use crate::error::{BrokerError, StoreError};
+use crate::message::Message;
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
 use crate::store::sql::log::{PartitionEntry, Slice, entry_damaged, topic_names};
 use crate::store::sql::sqlite::{MEND, SqliteFile, assembled};
 use crate::topic::{Epoch, Partition, Position, Text, Topic};
 
-/// The most deliveries in one batch.
+/// What is read of a partition at once, if it has so much.
 const BATCH_MAX: usize = 256;
+const BATCH_MIN: usize = 16;
+
+/// The pages that the reader keeps, in KiB: enough for what it reads ahead, whose messages of several partitions share pages.
+const CACHE: &str = "pragma cache_size = -16384";
 
 /// How often other processes' commits are looked for while something happens, and at the longest.
 const LOOK: Duration = Duration::from_millis(25);
@@ -64,8 +69,10 @@ struct Part {
     epoch: Epoch,
     /// False while it is released and not assigned again, or stopped.
     owned: bool,
-    /// What was delivered last.
+    /// What was read last.
     cursor: u64,
+    /// What was read and not delivered yet.
+    ready: VecDeque<Delivery>,
     /// Where the next message will stand, as far as is known.
     next: u64,
 }
@@ -105,6 +112,7 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
     broker.0.children.lock().insert(consumer.clone(), lock.children());
     let changes = file.changes();
     let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
+    sqlx::query(CACHE).execute(&mut connection).await.map_err(|e| broker_error(&file.explain(e)))?;
     let names = topic_names(&mut connection).await.map_err(|e| broker_error(&file.explain(e)))?;
     let topics_seen = names.last().map_or(0, |(id, ..)| *id);
     let matching = |topic: &Topic| !exact.contains(topic) && patterns.iter().any(|p| p.matches(topic.as_str()));
@@ -165,41 +173,78 @@ impl State {
                 self.notes.push_back(Arrival::Stopped { partition, why });
                 continue;
             };
-            let part = Part { topic, epoch, owned: true, cursor: floor, next: floor + 1 };
+            let part = Part { topic, epoch, owned: true, cursor: floor, ready: VecDeque::new(), next: floor + 1 };
             self.parts.insert(partition.clone(), part);
             let floor = (floor > 0).then_some(Position(floor));
             self.notes.push_back(Arrival::Assigned { partition, epoch, floor, lease: Lease::forever() });
         }
     }
 
-    /// The next partition with something to read, after the one it was served from last.
-    fn choose(&self, room: Room<'_>) -> Option<(Partition, i64, Epoch, u64)> {
+    /// What was read of the next partition, after the one it was served from last.
+    fn serve(&mut self, room: Room<'_>) -> Option<Arrival> {
         if room.deliveries_max == 0 {
             return None;
         }
         let last = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let (after, rest) = (self.parts.range::<Partition, _>((last, Bound::Unbounded)), self.parts.iter());
-        let has_more =
-            |(p, part): &(&Partition, &Part)| part.owned && part.cursor + 1 < part.next && !room.paused.contains(p);
-        let (partition, part) = after.chain(rest).find(has_more)?;
-        Some((partition.clone(), part.topic, part.epoch, part.cursor))
+        let is_ready = |(p, part): &(&Partition, &Part)| !part.ready.is_empty() && !room.paused.contains(p);
+        let partition = after.chain(rest).find(is_ready)?.0.clone();
+        let ready = &mut self.parts.get_mut(&partition)?.ready;
+        let deliveries = ready.drain(..room.deliveries_max.min(ready.len())).collect();
+        self.last = Some(partition.clone());
+        Some(Arrival::Batch { partition, deliveries })
     }
 
-    /// A batch was read: the partition's cursor moves, unless it was assigned anew meanwhile.
-    fn served(&mut self, partition: &Partition, epoch: Epoch, last: Option<Position>) -> bool {
-        self.last = Some(partition.clone());
-        let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned && part.epoch == epoch) else {
-            return false;
+    /// Takes in where the partitions end. Answers those that something is to be read of, and up to where they were read.
+    fn look(&mut self, entries: &BTreeMap<(i64, i64), PartitionEntry>, room: Room<'_>) -> Vec<(Partition, Epoch, u64)> {
+        let (mut damaged, mut wanting) = (Vec::new(), Vec::new());
+        for (partition, part) in self.parts.iter_mut().filter(|(_, part)| part.owned) {
+            match entries.get(&(part.topic, i64::from(partition.index))) {
+                Some(entry) => part.next = entry.next.cast_unsigned(),
+                None => damaged.push(partition.clone()),
+            }
+            // One that ends before what was read is damaged, which reading it tells.
+            let more = part.cursor + 1 != part.next && part.ready.is_empty();
+            if room.deliveries_max > 0 && more && !room.paused.contains(partition) {
+                wanting.push((partition.clone(), part.epoch, part.cursor));
+            }
+        }
+        for partition in damaged {
+            let why = entry_damaged(&partition).to_string();
+            self.stop(&partition, why);
+        }
+        wanting
+    }
+
+    /// True if there is more to read, as far as is known.
+    fn wants(&self, room: Room<'_>) -> bool {
+        let wants = |(p, part): (&Partition, &Part)| {
+            part.owned && part.ready.is_empty() && part.cursor + 1 < part.next && !room.paused.contains(p)
         };
+        room.deliveries_max > 0 && self.parts.iter().any(wants)
+    }
+
+    /// Messages were read: the partition's cursor moves, unless it was assigned anew meanwhile.
+    fn keep(&mut self, partition: &Partition, epoch: Epoch, messages: Vec<(Position, Message)>) {
+        let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned && part.epoch == epoch) else { return };
+        if let Some((first, _)) = messages.first().filter(|(first, _)| first.0 > part.cursor + 1) {
+            let after = part.cursor;
+            tracing::warn!(%partition, after, next = first.0, "messages were deleted before this consumer had read them");
+        }
         // Nothing was there though there was more to read: retention has deleted it, up to where the next one will stand.
-        part.cursor = last.map_or(part.next - 1, |last| last.0);
-        last.is_some()
+        part.cursor = messages.last().map_or(part.next - 1, |(last, _)| last.0);
+        let delivery = |(position, message): (Position, Message)| {
+            let ticket = Ticket::new(position, position.0);
+            Delivery { message, ticket }
+        };
+        part.ready.extend(messages.into_iter().map(delivery));
     }
 
     /// Damage stops a partition, and no other.
     fn stop(&mut self, partition: &Partition, why: String) {
         if let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned) {
             part.owned = false;
+            part.ready.clear();
             self.notes.push_back(Arrival::Stopped { partition: partition.clone(), why });
         }
     }
@@ -209,22 +254,19 @@ impl SqliteMember {
     async fn arrival(&self, room: Room<'_>) -> Result<Arrival, BrokerError> {
         let mut reader = self.reader.lock().await;
         loop {
-            let chosen = {
+            let wants = {
                 let mut state = self.state.lock();
                 if state.left {
                     return Err(BrokerError::Closed);
                 }
-                if let Some(note) = state.notes.pop_front() {
-                    return Ok(note);
-                }
-                state.choose(room)
-            };
-            if let Some((partition, topic, epoch, after)) = chosen {
-                if let Some(arrival) = self.read(&mut reader, room, partition, (topic, epoch, after)).await? {
+                if let Some(arrival) = state.notes.pop_front().or_else(|| state.serve(room)) {
                     return Ok(arrival);
                 }
-            } else if std::mem::take(&mut reader.stale) {
-                if let Err(error) = self.refresh(&mut reader).await {
+                state.wants(room)
+            };
+            if wants || reader.stale {
+                reader.stale = false;
+                if let Err(error) = self.fill(&mut reader, room).await {
                     reader.stale = true;
                     return Err(error);
                 }
@@ -234,66 +276,34 @@ impl SqliteMember {
         }
     }
 
-    /// Reads the next messages of a partition.
-    async fn read(
-        &self,
-        reader: &mut Reader,
-        room: Room<'_>,
-        partition: Partition,
-        (topic, epoch, after): (i64, Epoch, u64),
-    ) -> Result<Option<Arrival>, BrokerError> {
-        let slice = Slice { partition: &partition, topic, after, limit: room.deliveries_max.min(BATCH_MAX) };
-        let read = slice.read(&mut reader.connection).await;
-        let messages = match read.map_err(|e| self.file.explain(e)).and_then(std::convert::identity) {
-            Ok(messages) => messages,
-            Err(StoreError::Unavailable(source)) => {
-                // The others have their turn before this one is tried again.
-                self.state.lock().last = Some(partition);
-                return Err(BrokerError::Unavailable(source));
-            }
-            Err(error) => {
-                self.state.lock().stop(&partition, error.to_string());
-                return Ok(None);
-            }
-        };
-        if let Some((first, _)) = messages.first().filter(|(first, _)| first.0 > after + 1) {
-            tracing::warn!(%partition, after, next = first.0, "messages were deleted before this consumer had read them");
-        }
-        if !self.state.lock().served(&partition, epoch, messages.last().map(|(position, _)| *position)) {
-            return Ok(None);
-        }
-        reader.busy_at = Instant::now();
-        let deliveries = messages.into_iter().map(|(position, message)| {
-            let ticket = Ticket::new(position, position.0);
-            Delivery { message, ticket }
-        });
-        Ok(Some(Arrival::Batch { partition, deliveries: deliveries.collect() }))
-    }
-
-    /// Looks where the partitions end by now, and for new topics.
-    async fn refresh(&self, reader: &mut Reader) -> Result<(), BrokerError> {
+    /// Reads ahead, of every partition that has more: in one snapshot, as their messages share pages.
+    async fn fill(&self, reader: &mut Reader, room: Room<'_>) -> Result<(), BrokerError> {
         let failed = |e| broker_error(&self.file.explain(e));
         if !self.patterns.is_empty() {
             self.find_topics(reader).await?;
         }
-        let rows = sqlx::query(assembled(reader.heads.clone())).fetch_all(&mut reader.connection).await;
-        let rows = rows.map_err(failed)?;
-        let mut next = BTreeMap::new();
-        for entry in rows.iter().filter_map(PartitionEntry::read) {
-            next.insert((entry.topic, entry.number), entry.next.cast_unsigned());
-        }
-        let (mut damaged, mut state) = (Vec::new(), self.state.lock());
-        for (partition, part) in &mut state.parts {
-            match next.get(&(part.topic, i64::from(partition.index))) {
-                Some(next) => part.next = *next,
-                None => damaged.push(partition.clone()),
+        let heads = assembled(reader.heads.clone());
+        let mut snapshot = reader.connection.begin().await.map_err(failed)?;
+        let rows = sqlx::query(heads).fetch_all(&mut *snapshot).await.map_err(failed)?;
+        let entries = rows.iter().filter_map(PartitionEntry::read).map(|entry| ((entry.topic, entry.number), entry));
+        let entries: BTreeMap<_, _> = entries.collect();
+        let wanting = self.state.lock().look(&entries, room);
+        let limit = (room.deliveries_max / wanting.len().max(1)).clamp(BATCH_MIN, BATCH_MAX);
+        let mut trouble = None;
+        for (partition, epoch, after) in wanting {
+            let topic = self.state.lock().parts.get(&partition).map_or(0, |part| part.topic);
+            let Some(entry) = entries.get(&(topic, i64::from(partition.index))) else { continue };
+            let read = Slice { partition: &partition, topic, after, limit }.read(&mut snapshot, entry).await;
+            match read.map_err(|e| self.file.explain(e)).and_then(std::convert::identity) {
+                Ok(messages) => self.state.lock().keep(&partition, epoch, messages),
+                // The others have their turn.
+                Err(StoreError::Unavailable(source)) => trouble = Some(source),
+                Err(error) => self.state.lock().stop(&partition, error.to_string()),
             }
+            reader.busy_at = Instant::now();
         }
-        for partition in damaged {
-            let why = entry_damaged(&partition).to_string();
-            state.stop(&partition, why);
-        }
-        Ok(())
+        snapshot.commit().await.map_err(failed)?;
+        trouble.map_or(Ok(()), |source| Err(BrokerError::Unavailable(source)))
     }
 
     /// Takes in topics that were created since and match a pattern.

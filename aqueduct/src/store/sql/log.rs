@@ -251,7 +251,6 @@ pub(crate) struct PartitionEntry {
 impl PartitionEntry {
     /// What [`read`](Self::read) reads, from a table named `p`.
     pub(crate) const COLUMNS: &'static str = "p.topic, p.number, p.first, p.next, p.bytes, p.seal";
-    pub(crate) const AFTER: usize = 6;
 
     /// A sum instead of a hash, so that the statement of [`extend`] moves it along.
     pub(crate) fn seal(&self) -> i64 {
@@ -261,7 +260,7 @@ impl PartitionEntry {
 
     /// The first columns of a row; none if they are not as they were written.
     pub(crate) fn read(row: &SqliteRow) -> Option<Self> {
-        let mut columns = [0_i64; Self::AFTER];
+        let mut columns = [0_i64; 6];
         for (n, column) in columns.iter_mut().enumerate() {
             *column = row.try_get(n).ok()?;
         }
@@ -490,39 +489,33 @@ pub(crate) struct Slice<'a> {
 }
 
 impl Slice<'_> {
-    /// The messages with their positions, in order and without a gap, from the first that has not been deleted. One
-    /// statement, so that what the partition should hold and what it holds are of the same moment.
+    /// The messages with their positions, in order and without a gap, from the first that has not been deleted. The entry
+    /// says what the partition holds, and must be of the same snapshot.
     pub(crate) async fn read(
         &self,
-        connection: &mut SqliteConnection,
+        snapshot: &mut SqliteConnection,
+        entry: &PartitionEntry,
     ) -> Result<Result<Vec<(Position, Message)>, StoreError>, sqlx::Error> {
-        let limit = i64::try_from(self.limit).unwrap_or(i64::MAX);
-        let rows = sqlx::query(assembled(format!(
-            "select {}, l.position, l.key, l.headers, l.body, l.stored_at, l.checksum, l.version
-             from aq_partitions p left join aq_log l on l.topic = p.topic and l.number = p.number and l.position > ?
-             where p.topic = ? and p.number = ? order by l.position limit ?",
-            PartitionEntry::COLUMNS
-        )))
-        .bind(self.after.cast_signed())
+        let (after, limit) = (self.after.cast_signed(), i64::try_from(self.limit).unwrap_or(i64::MAX));
+        if entry.next <= after {
+            let what = "the partition ends before it: has an older copy taken the file's place?";
+            return Ok(Err(self.damaged(after, what)));
+        }
+        let rows = sqlx::query(
+            "select position, key, headers, body, stored_at, checksum, version from aq_log
+             where topic = ? and number = ? and position > ? order by position limit ?",
+        )
         .bind(self.topic)
         .bind(i64::from(self.partition.index))
+        .bind(after)
         .bind(limit)
-        .fetch_all(connection)
+        .fetch_all(snapshot)
         .await?;
-        let number = i64::from(self.partition.index);
-        let entry = rows.first().and_then(PartitionEntry::read).filter(|e| (e.topic, e.number) == (self.topic, number));
-        let Some(entry) = entry else { return Ok(Err(entry_damaged(self.partition))) };
-        let after = self.after.cast_signed();
-        if entry.next <= after {
-            return Ok(Err(
-                self.damaged(after, "the partition ends before it: has an older copy taken the file's place?")
-            ));
-        }
         let mut expected = entry.first.max(after + 1);
         let end = entry.next.min(expected.saturating_add(limit));
         let mut messages = Vec::with_capacity(rows.len());
         for row in &rows {
-            let Some(position) = row.try_get::<Option<i64>, _>(PartitionEntry::AFTER)? else { break };
+            let position = row.try_get(0)?;
             if position != expected || position >= end {
                 break;
             }
@@ -536,15 +529,14 @@ impl Slice<'_> {
     }
 
     fn message(&self, row: &SqliteRow, position: i64) -> Result<Result<Message, StoreError>, sqlx::Error> {
-        const AT: usize = PartitionEntry::AFTER;
-        let version: i64 = row.try_get(AT + 6)?;
+        let version: i64 = row.try_get(6)?;
         if version > VERSION {
             let [found, known] = [version, VERSION].map(|v| u32::try_from(v).unwrap_or(u32::MAX));
             return Ok(Err(StoreError::TooNew { found, known }));
         }
-        let key: Option<Vec<u8>> = row.try_get(AT + 1)?;
-        let (headers, body): (Vec<u8>, Vec<u8>) = (row.try_get(AT + 2)?, row.try_get(AT + 3)?);
-        let (stored_at, expected): (i64, i64) = (row.try_get(AT + 4)?, row.try_get(AT + 5)?);
+        let key: Option<Vec<u8>> = row.try_get(1)?;
+        let (headers, body): (Vec<u8>, Vec<u8>) = (row.try_get(2)?, row.try_get(3)?);
+        let (stored_at, expected): (i64, i64) = (row.try_get(4)?, row.try_get(5)?);
         let numbers = [self.topic, i64::from(self.partition.index), position, stored_at];
         if checksum(&numbers, &[key.as_deref().unwrap_or_default(), &headers, &body]) != expected {
             return Ok(Err(self.damaged(position, "its checksum is wrong")));
