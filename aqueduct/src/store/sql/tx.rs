@@ -21,7 +21,7 @@ use crate::outcome::{BoxFuture, Unit};
 ///
 /// It derefs to the connection, so `&mut *tx` is what sqlx executes on. It is committed when the handler and every layer
 /// around it are done, and rolled back otherwise. An event that has taken effect before is skipped: its handler does not
-/// run. Handlers on one [`SqliteFile`] run one after another, many in one commit; their deliveries are settled after it. A
+/// run. Handlers on one [`SqliteFile`](super::SqliteFile) run one after another, many in one commit; their deliveries are settled after it. A
 /// commit that fails for another's sake spends no attempt.
 ///
 /// The traps: no network inside, for nobody else writes to the file meanwhile, and after
