@@ -65,16 +65,25 @@ impl Worker {
 
     /// Waits until it has said something, and answers what came behind it.
     fn wait_for(&mut self, mark: &str) -> String {
-        loop {
-            match self.line(LONG) {
-                Ok(line) => {
-                    if let Some((_, rest)) = line.split_once(mark) {
-                        return rest.trim().to_owned();
-                    }
+        let [rest] = self.wait_for_all([mark]);
+        rest
+    }
+
+    /// Waits until it, or what it has started, has said these things, in whatever order.
+    fn wait_for_all<const N: usize>(&mut self, marks: [&str; N]) -> [String; N] {
+        let mut found = [const { None }; N];
+        while found.contains(&None) {
+            let line = match self.line(LONG) {
+                Ok(line) => line,
+                Err(error) => panic!("it did not say all of {marks:?} ({error}): {}", self.story()),
+            };
+            for (mark, found) in marks.iter().zip(&mut found) {
+                if let Some((_, rest)) = line.split_once(mark) {
+                    *found = Some(rest.trim().to_owned());
                 }
-                Err(error) => panic!("it did not say {mark:?} ({error}): {}", self.story()),
             }
         }
+        found.map(Option::unwrap)
     }
 
     /// Waits for its end and that of all that it started.
@@ -426,8 +435,7 @@ fn started(record: bool) -> (TempDir, Worker, String) {
     });
     let task = json!({"role": "starter", "with_input": true, "record": record});
     let mut first = Worker::start(folder.path(), "first", task);
-    let program = first.wait_for("@program");
-    first.wait_for("@running");
+    let [program, _] = first.wait_for_all(["@program", "@running"]);
     assert_eq!(runs(&folder), "start first\n");
     (folder, first, program)
 }

@@ -245,6 +245,13 @@ async fn a_handler_that_ends_the_shared_transaction_is_found_and_the_others_are_
             b"23" => {
                 sqlx::query("commit").execute(&mut *tx).await?;
             }
+            // What is begun after that is not the transaction of the others either.
+            b"29" => {
+                sqlx::query("rollback").execute(&mut *tx).await?;
+                tx.begin().await?.rollback().await?;
+            }
+            // A savepoint that is dropped is rolled back, and harms nobody.
+            b"37" => drop(tx.begin().await?),
             // A transaction of its own inside is a savepoint, and may fail by itself.
             b"31" => {
                 let mut inner = tx.begin().await?;
@@ -262,7 +269,8 @@ async fn a_handler_that_ends_the_shared_transaction_is_found_and_the_others_are_
     let (served, ()) = tokio::join!(served, until(&shop, done, 60, &end));
     served.unwrap();
     assert_eq!(shop.count("select count(*) - count(distinct event) from effects").await, 0);
-    assert_eq!(shop.count("select count(*) from effects where what in ('17', '23', 'no')").await, 0);
+    assert_eq!(shop.count("select count(*) from effects where what in ('17', '23', '29', 'no')").await, 0);
+    assert_eq!(shop.count("select count(*) from effects where what in ('31', '37')").await, 2);
     let dead = SqliteStore::new(&shop.file).browse(&Query::default()).await.unwrap();
     assert!(dead.iter().any(|l| l.row.history.iter().any(|f| f.error.as_str().contains("tx.begin()"))), "{dead:?}");
 }

@@ -247,6 +247,7 @@ impl Task for Settle {
 }
 
 /// A partition begins anew under an epoch above another. Answers the epoch and the floor.
+#[derive(Clone)]
 pub(super) struct Restart {
     pub(super) consumer: Text,
     pub(super) topic: i64,

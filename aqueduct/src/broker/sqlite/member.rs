@@ -39,6 +39,9 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How long joining waits for the lock before it says who has it; a service joins again until it is stopped.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a partition waits to be begun anew if that failed.
+const RELEASE_RETRY: Duration = Duration::from_millis(500);
+
 /// How often the lock is tried again while joining waits.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
@@ -213,6 +216,9 @@ impl State {
             let why = entry_damaged(&partition).to_string();
             self.stop(&partition, why);
         }
+        // Those after the one that was served last come first.
+        let served = wanting.iter().position(|(partition, ..)| Some(partition) > self.last.as_ref()).unwrap_or(0);
+        wanting.rotate_left(served);
         wanting
     }
 
@@ -265,11 +271,9 @@ impl SqliteMember {
                 state.wants(room)
             };
             if wants || reader.stale {
+                // It stays stale if this is dropped half-way.
+                self.fill(&mut reader, room).await?;
                 reader.stale = false;
-                if let Err(error) = self.fill(&mut reader, room).await {
-                    reader.stale = true;
-                    return Err(error);
-                }
             } else {
                 reader.wait(&self.file).await?;
             }
@@ -289,13 +293,20 @@ impl SqliteMember {
         let entries: BTreeMap<_, _> = entries.collect();
         let wanting = self.state.lock().look(&entries, room);
         let limit = (room.deliveries_max / wanting.len().max(1)).clamp(BATCH_MIN, BATCH_MAX);
-        let mut trouble = None;
+        let (mut trouble, mut left) = (None, room.deliveries_max);
         for (partition, epoch, after) in wanting {
+            if left == 0 {
+                break;
+            }
             let topic = self.state.lock().parts.get(&partition).map_or(0, |part| part.topic);
             let Some(entry) = entries.get(&(topic, i64::from(partition.index))) else { continue };
-            let read = Slice { partition: &partition, topic, after, limit }.read(&mut snapshot, entry).await;
+            let read =
+                Slice { partition: &partition, topic, after, limit: limit.min(left) }.read(&mut snapshot, entry).await;
             match read.map_err(|e| self.file.explain(e)).and_then(std::convert::identity) {
-                Ok(messages) => self.state.lock().keep(&partition, epoch, messages),
+                Ok(messages) => {
+                    left -= messages.len().min(left);
+                    self.state.lock().keep(&partition, epoch, messages);
+                }
                 // The others have their turn.
                 Err(StoreError::Unavailable(source)) => trouble = Some(source),
                 Err(error) => self.state.lock().stop(&partition, error.to_string()),
@@ -395,11 +406,22 @@ impl Membership for SqliteMember {
             let (topic, epoch) = self.part(partition)?;
             if let Some(part) = self.state.lock().parts.get_mut(partition) {
                 part.owned = false;
+                part.ready.clear();
             }
             let above = above.map_or(epoch, |above| above.max(epoch));
             let (consumer, file, number) = (self.consumer.clone(), self.file.clone(), partition.index);
             let restart = Restart { consumer, topic, number, above, file };
-            let (epoch, floor) = self.file.write_with(restart).await.map_err(|e| broker_error(&e))?;
+            // Nobody else would ask for it again.
+            let (epoch, floor) = loop {
+                match self.file.write_with(restart.clone()).await {
+                    Ok(restarted) => break restarted,
+                    Err(error) if self.state.lock().left => return Err(broker_error(&error)),
+                    Err(error) => {
+                        tracing::warn!(%partition, %error, "the partition cannot be begun anew; it is tried again");
+                        tokio::time::sleep(RELEASE_RETRY).await;
+                    }
+                }
+            };
             self.state.lock().assign(epoch, vec![Floor { partition: partition.clone(), topic, settled: floor }]);
             Ok(())
         })

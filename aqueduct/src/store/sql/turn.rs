@@ -10,14 +10,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 /// The two locks, each a file beside the database.
 pub(super) struct Turnstile {
     door: Arc<File>,
     turn: Arc<File>,
-    /// A thread that waits for a turn that nobody waits for any more.
-    waiting: Option<JoinHandle<io::Result<Turn>>>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// The thread that waits for the turn. There is one at most, since a lock belongs to the open file and not to a thread.
+#[derive(Default)]
+struct Waiting {
+    runs: bool,
+    /// Who wants the turn that it waits for; if nobody does by then, it is passed on at once.
+    wanted: Option<oneshot::Sender<io::Result<Turn>>>,
 }
 
 /// The turn to write; dropping it passes it on.
@@ -38,26 +46,45 @@ impl Turnstile {
             path.push(suffix);
             File::options().create(true).truncate(false).write(true).open(path).map(Arc::new)
         };
-        Ok(Self { door: file("-aq-door")?, turn: file("-aq-turn")?, waiting: None })
+        Ok(Self { door: file("-aq-door")?, turn: file("-aq-turn")?, waiting: Arc::default() })
     }
 
     /// Waits for the turn, at most for `patience`.
     pub(super) async fn enter(&mut self, patience: Duration) -> io::Result<Turn> {
-        if self.waiting.is_none() {
-            if let Some(turn) = self.try_enter()? {
-                return Ok(turn);
+        let entered = {
+            let mut waiting = self.waiting.lock();
+            if !waiting.runs {
+                if let Some(turn) = self.try_enter()? {
+                    return Ok(turn);
+                }
+                self.wait_in_a_thread()?;
+                waiting.runs = true;
             }
-            let (door, turn) = (Arc::clone(&self.door), Arc::clone(&self.turn));
-            self.waiting = Some(tokio::task::spawn_blocking(move || wait(&door, turn)));
-        }
-        let Some(waiting) = &mut self.waiting else { return Err(io::ErrorKind::WouldBlock.into()) };
-        match tokio::time::timeout(patience, waiting).await {
-            Ok(entered) => {
-                self.waiting = None;
-                entered.map_err(io::Error::other)?
+            let (wanted, entered) = oneshot::channel();
+            waiting.wanted = Some(wanted);
+            entered
+        };
+        let Ok(entered) = tokio::time::timeout(patience, entered).await else {
+            self.waiting.lock().wanted = None;
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        entered.map_err(io::Error::other)?
+    }
+
+    /// A thread of its own: a task that blocks would keep the runtime from ending while another process has the turn.
+    fn wait_in_a_thread(&self) -> io::Result<()> {
+        let (door, turn, waiting) = (Arc::clone(&self.door), Arc::clone(&self.turn), Arc::clone(&self.waiting));
+        let thread = std::thread::Builder::new().name("aqueduct-turn".into());
+        let wait = move || {
+            let entered = wait(&door, turn);
+            let mut waiting = waiting.lock();
+            waiting.runs = false;
+            if let Some(wanted) = waiting.wanted.take() {
+                // Who has gone meanwhile drops it, which passes it on.
+                let _ = wanted.send(entered);
             }
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
+        };
+        thread.spawn(wait).map(drop)
     }
 
     fn try_enter(&self) -> io::Result<Option<Turn>> {
@@ -83,5 +110,28 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    #[tokio::test]
+    async fn a_turn_that_nobody_wants_any_more_is_passed_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Turnstile::open(&folder.path().join("file.db")).unwrap();
+        let (mut first, mut second, mut third) = (open(), open(), open());
+        let turn = first.enter(LONG).await.unwrap();
+        let late = second.enter(Duration::from_millis(20)).await;
+        assert!(late.is_err_and(|e| e.kind() == io::ErrorKind::TimedOut));
+        drop(turn);
+        let turn = third.enter(LONG).await.unwrap();
+        assert!(second.enter(Duration::from_millis(20)).await.is_err());
+        drop(turn);
+        drop(second.enter(LONG).await.unwrap());
+        drop(first.enter(LONG).await.unwrap());
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteTransactionManager as Transactions};
-use sqlx::{ConnectOptions, SqlSafeStr};
+use sqlx::{ConnectOptions, Connection, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -242,6 +242,12 @@ fn unavailable(text: &str) -> StoreError {
     StoreError::Unavailable(text.to_owned().into())
 }
 
+/// A plain error of the statement, where a savepoint or a commit is to end: there is none any more.
+fn ended(error: &sqlx::Error) -> Option<StoreError> {
+    let sqlx::Error::Database(error) = error else { return None };
+    error.code().is_some_and(|code| code == "1").then(|| StoreError::Refused(ENDED.into()))
+}
+
 /// The same error for another.
 fn same(error: &StoreError) -> StoreError {
     match error {
@@ -287,6 +293,8 @@ struct Worker {
 struct Group {
     works: Vec<Box<dyn AnyTask>>,
     handlers: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    /// Handlers whose events are in the inbox, perhaps by one of this group: that counts when it is committed.
+    duplicates: Vec<oneshot::Sender<Result<Loan, StoreError>>>,
     lent: usize,
     fences: Fences,
     /// The savepoint of the last handler is still open; what it did is kept.
@@ -354,7 +362,7 @@ impl Worker {
                 return;
             }
             Ok(_turn) => match self.fill(first, &mut group).await {
-                Ok(()) => match self.commit().await {
+                Ok(()) => match self.commit_group(&mut group).await {
                     Ok(()) => return self.committed(group),
                     Err(error) => Failed::All(error),
                 },
@@ -372,6 +380,7 @@ impl Worker {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
         group.works.into_iter().for_each(|work| work.answer(Ok(())));
         group.handlers.into_iter().for_each(|handler| drop(handler.send(Ok(()))));
+        group.duplicates.into_iter().for_each(|handler| drop(handler.send(Ok(Loan::Duplicate))));
     }
 
     /// Runs the first job and those that come while it runs.
@@ -421,21 +430,20 @@ impl Worker {
     ) -> Result<(), StoreError> {
         let Some(mut connection) = self.connection.take() else { return Err(closed()) };
         let entered = entry.enter(&mut connection, &mut group.fences, group.kept_open).await;
-        let refused = match entered.map_err(|e| explain(&self.path, e))? {
-            Entered::New => None,
-            Entered::Duplicate => Some(Ok(Loan::Duplicate)),
+        match entered.map_err(|e| explain(&self.path, e))? {
+            Entered::New => group.kept_open = true,
+            Entered::Duplicate => {
+                // Its savepoint holds nothing.
+                group.kept_open = true;
+                group.duplicates.push(borrower);
+                self.connection = Some(connection);
+                return Ok(());
+            }
             Entered::Fenced(held) => {
                 drop(borrower.send(Err(entry.fenced(held))));
                 self.connection = Some(connection);
                 return Ok(());
             }
-        };
-        group.kept_open = true;
-        if let Some(answer) = refused {
-            // Its savepoint holds nothing.
-            drop(borrower.send(answer));
-            self.connection = Some(connection);
-            return Ok(());
         }
         let (back, returned) = oneshot::channel();
         self.holder.until.store(self.clock.boot().after(self.limit).0, Ordering::Release);
@@ -456,6 +464,10 @@ impl Worker {
         };
         self.holder.until.store(0, Ordering::Release);
         undone?;
+        // A savepoint of its own that it has dropped is still being rolled back.
+        if Transactions::get_transaction_depth(connection) != 1 {
+            connection.ping().await.map_err(|e| explain(&self.path, e))?;
+        }
         if Transactions::get_transaction_depth(connection) != 1 {
             return Err(StoreError::Refused(ENDED.into()));
         }
@@ -480,6 +492,7 @@ impl Worker {
         let at_fault = group.lent == 1 && matches!(error, StoreError::Refused(_));
         let answer = || if at_fault { Err(same(&error)) } else { Err(unavailable(&text)) };
         group.handlers.into_iter().for_each(|handler| drop(handler.send(answer())));
+        group.duplicates.into_iter().for_each(|handler| drop(handler.send(Err(unavailable(&text)))));
         for mut work in group.works {
             let answer = if alone { Err(same(&error)) } else { self.single(&mut *work).await };
             work.answer(answer);
@@ -542,18 +555,23 @@ impl Worker {
         Ok(connection)
     }
 
+    /// Lets the last savepoint go before the commit. That fails if its handler has lost the transaction without a word:
+    /// what would be committed then is not what was done.
+    async fn commit_group(&mut self, group: &mut Group) -> Result<(), StoreError> {
+        if std::mem::take(&mut group.kept_open) {
+            let Some(connection) = &mut self.connection else { return Err(closed()) };
+            let released = run("release aq_handler", connection).await;
+            released.map_err(|e| ended(&e).unwrap_or_else(|| explain(&self.path, e)))?;
+        }
+        self.commit().await
+    }
+
     async fn commit(&mut self) -> Result<(), StoreError> {
         let Some(connection) = &mut self.connection else { return Err(closed()) };
         self.holder.commits.store(true, Ordering::Release);
         let committed = Transactions::commit(connection).await;
         self.holder.commits.store(false, Ordering::Release);
-        committed.map_err(|e| match &e {
-            // A plain error of the statement: there is no transaction to commit.
-            sqlx::Error::Database(error) if error.code().is_some_and(|code| code == "1") => {
-                StoreError::Refused(ENDED.into())
-            }
-            _ => explain(&self.path, e),
-        })?;
+        committed.map_err(|e| ended(&e).unwrap_or_else(|| explain(&self.path, e)))?;
         self.place.check_committed()
     }
 
