@@ -252,7 +252,7 @@ impl PartitionEntry {
     /// What [`read`](Self::read) reads, from a table named `p`.
     pub(crate) const COLUMNS: &'static str = "p.topic, p.number, p.first, p.next, p.bytes, p.seal";
 
-    /// A sum instead of a hash, so that the statement of [`extend`] moves it along.
+    /// A sum instead of a hash, so that the statement of [`grow`] moves it along.
     pub(crate) fn seal(&self) -> i64 {
         let terms = [(self.next, 31), (self.bytes, 7), (self.first, 17), (self.topic, 5), (self.number, 3)];
         terms.into_iter().fold(1, |sum, (term, weight)| sum.wrapping_add(term.wrapping_mul(weight)))
