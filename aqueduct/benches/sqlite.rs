@@ -4,7 +4,7 @@
 //! sides are in write-ahead mode and wait for the disk. Rounds alternate between them, each on a fresh file, and what is
 //! compared is the median of each side.
 //!
-//! For a profile, arguments choose figures (`publish`, `random`, `consume`, `transactions`) and sides (`ours`, `sqlx`,
+//! For a profile, arguments choose figures (`publish`, `random`, `consume`, `singles`, `transactions`) and sides (`ours`, `sqlx`,
 //! `rusqlite`): `cargo bench -p aqueduct --features sqlite,testing --bench sqlite -- consume ours`.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
@@ -39,6 +39,9 @@ const EVENTS: u64 = 60_000;
 /// Events that are handled with transactions in a round.
 const HANDLED: u64 = 20_000;
 
+/// Tasks that publish events each by itself.
+const SINGLE_PUBLISHERS: usize = 200;
+
 /// The first argument of the process that runs rusqlite.
 const RUSQLITE: &str = "rusqlite";
 
@@ -69,6 +72,24 @@ impl Ours {
             }
         }
         watch.of(events)
+    }
+
+    /// Publishes events each by itself, many at the same time: each is a batch of its own in the log.
+    async fn publish_singly(&self, events: u64) {
+        let (publisher, body) = (Publisher::new("shop", self.broker.clone()), body());
+        let publish = |first: u64| {
+            let (publisher, body) = (publisher.clone(), body.clone());
+            tokio::spawn(async move {
+                for n in (first..events).step_by(SINGLE_PUBLISHERS) {
+                    let event = Event::raw("order.placed", body.clone()).topic("orders").key(key_of(n));
+                    publisher.publish(event).await.expect("stored");
+                }
+            })
+        };
+        let publishers: Vec<_> = (0..SINGLE_PUBLISHERS as u64).map(publish).collect();
+        for publisher in publishers {
+            publisher.await.expect("no panic");
+        }
     }
 
     fn consumer(&self) -> Consumer {
@@ -131,6 +152,7 @@ struct Side {
     publish: Vec<Speed>,
     random: Vec<Speed>,
     consume: Vec<Speed>,
+    singles: Vec<Speed>,
     transactions: Vec<Speed>,
 }
 
@@ -142,6 +164,11 @@ impl Side {
             if wanted.any(&["consume"]) {
                 self.consume.push(ours.consume(EVENTS).await);
             }
+        }
+        if wanted.any(&["singles"]) {
+            let ours = Ours::new(&folder.join("ours-singles.db")).await;
+            ours.publish_singly(EVENTS).await;
+            self.singles.push(ours.consume(EVENTS).await);
         }
         if wanted.any(&["random"]) {
             let ours = Ours::new(&folder.join("ours-random.db")).await;
@@ -155,10 +182,10 @@ impl Side {
     }
 
     async fn by_hand(&mut self, folder: &Path, wanted: &Wanted) -> sqlx::Result<()> {
-        if wanted.any(&["publish", "consume"]) {
+        if wanted.any(&["publish", "consume", "singles"]) {
             let mut hand = ByHand::new(&folder.join("hand.db")).await?;
             self.publish.push(hand.publish(EVENTS, Ids::Ordered).await?);
-            if wanted.any(&["consume"]) {
+            if wanted.any(&["consume", "singles"]) {
                 self.consume.push(hand.consume(EVENTS).await?);
             }
         }
@@ -191,7 +218,7 @@ impl Side {
 struct Wanted(Vec<String>);
 
 impl Wanted {
-    const FIGURES: [&str; 4] = ["publish", "random", "consume", "transactions"];
+    const FIGURES: [&str; 5] = ["publish", "random", "consume", "singles", "transactions"];
     const SIDES: [&str; 3] = ["ours", "sqlx", RUSQLITE];
 
     fn any(&self, figures: &[&str]) -> bool {
@@ -279,6 +306,8 @@ fn main() -> ExitCode {
     report.compare("publish", &sides(|side| &side.publish), Some(0.8), Some(30_000.0));
     report.compare("publish_random_ids", &sides(|side| &side.random)[..2], None, None);
     report.compare("consume", &sides(|side| &side.consume)[..2], Some(0.8), None);
+    let singles: [(&str, &[Speed]); 2] = [("ours", &ours.singles), ("sqlx", &hand.consume)];
+    report.compare("consume_published_singly", &singles, None, None);
     report.compare("transactions", &sides(|side| &side.transactions), Some(0.9), None);
     if report.0.is_empty() {
         return ExitCode::SUCCESS;

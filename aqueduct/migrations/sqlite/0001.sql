@@ -18,21 +18,29 @@ create table aq_partitions (
     seal integer not null,
     primary key (topic, number)
 ) without rowid;
+-- Messages lie in batches: what one append brought one partition, up to a limit. `last` is the position of its last message,
+-- `bytes` what its messages have together.
 create table aq_log (
     at integer primary key,
     topic integer not null,
     number integer not null,
-    position integer not null,
-    key blob,
-    dedup_id text,
-    headers blob not null,
-    body blob not null,
+    last integer not null,
+    count integer not null,
+    bytes integer not null,
     stored_at integer not null,
     checksum integer not null,
-    version integer not null
+    version integer not null,
+    content blob not null
 );
-create unique index aq_log_place on aq_log (topic, number, position);
-create unique index aq_log_identity on aq_log (topic, dedup_id) where dedup_id is not null;
+create unique index aq_log_place on aq_log (topic, number, last);
+-- The position of each identity. One below its partition's first position is forgotten.
+create table aq_identities (
+    topic integer not null,
+    dedup_id text not null,
+    number integer not null,
+    position integer not null,
+    primary key (topic, dedup_id)
+) without rowid;
 
 -- Consumers of the log: how often one was started, and up to where it has settled each partition.
 create table aq_consumers (

@@ -173,6 +173,84 @@ async fn what_is_published_twice_is_there_once_after_any_time_and_restart() {
     assert!(!answers[1].as_ref().unwrap().duplicate, "the others of the batch are stored");
 }
 
+/// A message on one partition, of a size that depends on its number.
+fn sized(n: usize) -> Message {
+    let mut message = message("orders", "k", format!("{n} {}", "x".repeat([0, 10, 700, 5_000, 40_000][n * n % 5])));
+    message.dedup_id = Some(format!("shop#{n}").into());
+    message.headers.add("n", n.to_string());
+    message
+}
+
+#[tokio::test]
+async fn messages_of_all_sizes_are_read_from_any_position_in_any_portions() {
+    const COUNT: usize = 300;
+    let (_folder, broker) = with(|options| options.partitions(1).relaxed()).await;
+    let mut from = 0;
+    // Appends of one message, of a few, and of more than a batch holds.
+    for size in [1, 1, 3, 100, 2, 65, 64, 63, 1] {
+        publish(&broker, (from..from + size).map(sized).collect()).await;
+        from += size;
+    }
+    assert_eq!(from, COUNT);
+    for (start, portion) in [(1, 1), (2, 7), (3, 64), (50, 65), (105, 1_000), (171, 10), (300, 5)] {
+        let member = join_from(&broker, &["orders"], Start::Position(Position(start))).await;
+        let mut expected = start;
+        while expected <= COUNT as u64 {
+            let Arrival::Batch { deliveries, .. } = member.next(Room::new(portion, &[])).await.unwrap() else {
+                continue;
+            };
+            assert!(deliveries.len() <= portion);
+            for delivery in deliveries {
+                let (found, sent) = (delivery.message, sized(usize::try_from(expected).unwrap() - 1));
+                assert_eq!(delivery.ticket.position.0, expected);
+                assert!((found.key, found.headers, found.body) == (sent.key, sent.headers, sent.body), "{expected}");
+                expected += 1;
+            }
+        }
+        member.leave().await.unwrap();
+        broker.forget("reader").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_identity_is_forgotten_with_its_message_and_not_before() {
+    let small = |n: usize| Message { body: n.to_string().into(), ..sized(n) };
+    let (_folder, broker) = with(|options| options.partitions(1)).await;
+    publish(&broker, (0..10).map(small).collect()).await;
+    publish(&broker, (10..20).map(small).collect()).await;
+    let duplicates = async |range: std::ops::Range<usize>| {
+        let receipts = broker.publish(range.map(small).collect()).await.into_iter().map(Result::unwrap);
+        receipts.map(|receipt| receipt.duplicate).collect::<Vec<_>>()
+    };
+    assert_eq!(duplicates(5..15).await, [true; 10]);
+    let member = join(&broker, &["orders"]).await;
+    let Arrival::Assigned { partition, .. } = member.next(Room::new(0, &[])).await.unwrap() else { unreachable!() };
+    // In the middle of the second batch, which stays as a whole.
+    member.settle(&partition, &[Settle::Floor(Position(15))]).await.unwrap();
+    broker.delete_now(Retention::new().bytes(1)).await.unwrap();
+    let expected: Vec<bool> = (0..20).map(|n| n >= 10).collect();
+    assert_eq!(duplicates(0..20).await, expected, "what the log holds no more is new");
+    assert_eq!(duplicates(0..20).await, [true; 20], "and counts from now on");
+    let found = bodies(&*member, 20).await;
+    let numbers = found.iter().map(|body| body.parse::<usize>().unwrap());
+    assert_eq!(numbers.collect::<Vec<_>>(), (10..20).chain(0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn repeats_inside_one_append_are_told_from_what_is_new() {
+    let (_folder, broker) = with(|options| options.partitions(1)).await;
+    publish(&broker, vec![sized(1)]).await;
+    let mut other = sized(2);
+    other.body = "another".into();
+    let answers = broker.publish(vec![sized(2), sized(1), sized(2), other, sized(3)]).await;
+    let told: Vec<Option<(u64, bool)>> =
+        answers.iter().map(|answer| answer.as_ref().ok().map(|r| (r.position.0, r.duplicate))).collect();
+    assert_eq!(told, [Some((2, false)), Some((1, true)), Some((2, true)), None, Some((3, false))]);
+    assert!(matches!(&answers[3], Err(BrokerError::IdentityReused { dedup_id }) if dedup_id == "shop#2"));
+    let member = join(&broker, &["orders"]).await;
+    assert_eq!(bodies(&*member, 3).await.len(), 3);
+}
+
 #[tokio::test]
 async fn several_handles_write_at_the_same_time_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();

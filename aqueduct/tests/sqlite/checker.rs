@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use aqueduct::sqlite::SqliteStore;
+use aqueduct::broker::{Arrival, Broker, Room, Subscription};
+use aqueduct::sqlite::{SqliteBroker, SqliteStore};
 use aqueduct::store::{Content, Listed, Query, RowState, Store};
-use sqlx::{Row, SqliteConnection};
+use aqueduct::{Message, Partition};
 
 use crate::history::{Step, What};
 use crate::worker::{FOLLOW_UPS, Fate, TOPIC, database, event_id, fate, follow_up_id, key_of, parts};
@@ -17,16 +18,12 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) async fn read(connection: &mut SqliteConnection) -> Self {
-        let sql = "select l.key, l.dedup_id from aq_log l join aq_topics t on t.id = l.topic where t.name = ?
-            order by l.number, l.position";
-        let rows = sqlx::query(sql).bind(TOPIC).fetch_all(connection).await.unwrap();
+    pub(crate) async fn read(folder: &Path) -> Self {
         let (mut keys, mut unordered) = (BTreeMap::<String, Vec<String>>::new(), Vec::new());
-        for row in rows {
-            let (key, identity): (Option<Vec<u8>>, String) = (row.get(0), row.get(1));
-            let id = identity.strip_prefix("github#").unwrap().to_owned();
-            match key {
-                Some(key) => keys.entry(String::from_utf8(key).unwrap()).or_default().push(id),
+        for message in messages(folder, TOPIC).await {
+            let id = message.dedup_id.as_ref().unwrap().as_str().strip_prefix("github#").unwrap().to_owned();
+            match message.key {
+                Some(key) => keys.entry(String::from_utf8(key.to_vec()).unwrap()).or_default().push(id),
                 None => unordered.push(id),
             }
         }
@@ -83,11 +80,11 @@ impl Consumed<'_> {
     }
 
     /// Everything; answers how many effects were repeats.
-    pub(crate) async fn check(&self, folder: &Path, connection: &mut SqliteConnection) -> usize {
+    pub(crate) async fn check(&self, folder: &Path) -> usize {
         self.check_runs();
         let repeats = self.check_effects();
         self.check_dead(folder).await;
-        self.check_follow_ups(connection).await;
+        self.check_follow_ups(folder).await;
         repeats
     }
 
@@ -163,16 +160,42 @@ impl Consumed<'_> {
     }
 
     /// What handlers publish is there once for each effect.
-    async fn check_follow_ups(&self, connection: &mut SqliteConnection) {
-        let sql = "select l.dedup_id from aq_log l join aq_topics t on t.id = l.topic where t.name = ? order by 1";
-        let rows = sqlx::query(sql).bind(FOLLOW_UPS).fetch_all(connection).await.unwrap();
+    async fn check_follow_ups(&self, folder: &Path) {
         let prefix = format!("worker#{}", follow_up_id(self.consumer, ""));
-        let ids = rows.iter().map(|row| row.get::<String, _>(0));
-        let found: Vec<String> = ids.filter_map(|id| Some(id.strip_prefix(&prefix)?.to_owned())).collect();
+        let ids = messages(folder, FOLLOW_UPS).await.into_iter().filter_map(|message| message.dedup_id);
+        let mut found: Vec<String> = ids.filter_map(|id| Some(id.as_str().strip_prefix(&prefix)?.to_owned())).collect();
+        found.sort();
         let mut expected: Vec<String> = self.log.ids().filter(|id| !self.is_dead(id)).cloned().collect();
         expected.sort();
         assert_eq!(found, expected, "{}: follow-ups", self.consumer);
     }
+}
+
+/// All messages of a topic, those of each partition in their order, each in its place.
+async fn messages(folder: &Path, topic: &'static str) -> Vec<Message> {
+    let sql =
+        "select coalesce(sum(next - 1), 0) from aq_partitions p join aq_topics t on t.id = p.topic where t.name = ?";
+    let mut connection = crate::store::other(&database(folder)).await;
+    let count: i64 = sqlx::query_scalar(sql).bind(topic).fetch_one(&mut connection).await.unwrap();
+    let broker = SqliteBroker::open(database(folder)).await.unwrap();
+    let member = broker.join(Subscription::new("the checker", vec![topic.into()])).await.unwrap();
+    let (mut partitions, mut read) = (BTreeMap::<Partition, Vec<Message>>::new(), 0);
+    while read < count {
+        match member.next(Room::new(1_000, &[])).await.unwrap() {
+            Arrival::Batch { partition, deliveries } => {
+                let messages = partitions.entry(partition).or_default();
+                for delivery in deliveries {
+                    messages.push(delivery.message);
+                    assert_eq!(delivery.ticket.position.0, messages.len() as u64);
+                    read += 1;
+                }
+            }
+            Arrival::Stopped { why, .. } => panic!("{why}"),
+            _ => {}
+        }
+    }
+    member.leave().await.unwrap();
+    partitions.into_values().flatten().collect()
 }
 
 /// All rows that a consumer has in the store.

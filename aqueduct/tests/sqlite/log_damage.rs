@@ -190,7 +190,7 @@ async fn a_file_that_ends_too_early_is_noticed() {
 #[tokio::test]
 async fn an_identity_is_never_taken_for_another() {
     let (folder, path, bytes, _) = whole().await;
-    let sql = "select rootpage from sqlite_master where name = 'aq_log_identity'";
+    let sql = "select rootpage from sqlite_master where name = 'aq_identities'";
     let root: i64 = sqlx::query_scalar(sql).fetch_one(&mut crate::store::other(&path).await).await.unwrap();
     // Every page that begins as a leaf of an index does, and the root.
     let leaves =
@@ -222,13 +222,14 @@ async fn an_identity_is_never_taken_for_another() {
 #[tokio::test]
 async fn messages_that_are_gone_stop_their_partition_wherever_they_were() {
     for (what, sql) in [
-        ("the first", "delete from aq_log where number = 0 and position = 1"),
-        ("in the middle", "delete from aq_log where number = 0 and position between 40 and 300"),
-        ("at the end of a batch", "delete from aq_log where number = 0 and position = 256"),
+        ("the first", "delete from aq_log where number = 0 and last = (select min(last) from aq_log where number = 0)"),
+        ("in the middle", "delete from aq_log where number = 0 and last between 40 and 300"),
         (
-            "the last",
-            "delete from aq_log where number = 0 and position = (select max(position) from aq_log where number = 0)",
+            "one in the middle",
+            "delete from aq_log where at = (select at from aq_log where number = 0 and last > 255 limit 1)",
         ),
+        ("fewer than it says", "update aq_log set count = count - 1 where number = 0 and last > 100"),
+        ("the last", "delete from aq_log where number = 0 and last = (select max(last) from aq_log where number = 0)"),
         ("all", "delete from aq_log where number = 0"),
         ("the end moved back", "update aq_partitions set next = next - 5 where number = 0"),
         ("the end moved on", "update aq_partitions set next = next + 5 where number = 0"),
@@ -355,7 +356,7 @@ async fn a_service_stays_up_when_one_partition_is_damaged() {
             expected.push(n);
         }
     }
-    run(&path, "update aq_log set body = body || 'x' where number = 0 and position = 9").await;
+    run(&path, "update aq_log set content = content || x'78' where number = 0 and last = 9").await;
     let handled = Arc::new(Mutex::new(Vec::new()));
     let seen = handled.clone();
     let router = Router::new().on("order", move |event: Event| {

@@ -294,14 +294,14 @@ impl Run {
 
     async fn check(&mut self) {
         let mut connection = connection(self.folder.path()).await;
-        let log = Log::read(&mut connection).await;
+        let log = Log::read(self.folder.path()).await;
         let events = Events::of("w");
         log.check(&(0..self.published).map(|n| events.id(n)).collect());
         assert_eq!(left(&mut connection, CONSUMER).await, 0);
         let effects = if self.tx { table_of_effects(&mut connection, CONSUMER).await } else { effects_in(&self.steps) };
         let (steps, once) = (self.steps.as_slice(), self.tx);
         let consumed = Consumed { consumer: CONSUMER, log: &log, mended: !self.tx, steps, effects: &effects, once };
-        self.figures.repeats += consumed.check(self.folder.path(), &mut connection).await;
+        self.figures.repeats += consumed.check(self.folder.path()).await;
         self.figures.events += self.published;
         self.figures.effects += effects.len();
         let sound = sqlx::query("pragma integrity_check").fetch_one(&mut connection).await.unwrap();
@@ -504,13 +504,13 @@ fn consumers_and_publishers_in_processes_of_their_own_share_a_file() {
     );
     block_on(async {
         let mut connection = connection(folder.path()).await;
-        let log = Log::read(&mut connection).await;
+        let log = Log::read(folder.path()).await;
         log.check(&published);
         for (consumer, once) in [("plain", false), ("ledger", true)] {
             let steps = steps(0, &history(consumer));
             let effects = if once { table_of_effects(&mut connection, consumer).await } else { effects_in(&steps) };
             let consumed = Consumed { consumer, log: &log, mended: false, steps: &steps, effects: &effects, once };
-            assert_eq!(consumed.check(folder.path(), &mut connection).await, 0, "{consumer} handled events again");
+            assert_eq!(consumed.check(folder.path()).await, 0, "{consumer} handled events again");
         }
     });
     if chaos("SECONDS").is_some() {

@@ -195,9 +195,9 @@ async fn first_since(
     let (mut low, mut high) = (1, next);
     while low < high {
         let middle = low + (high - low) / 2;
+        // All messages of a batch were stored at once.
         let row = sqlx::query(
-            "select position, stored_at from aq_log where topic = ? and number = ? and position >= ?
-             order by position limit 1",
+            "select last, count, stored_at from aq_log where topic = ? and number = ? and last >= ? order by last limit 1",
         )
         .bind(topic)
         .bind(number)
@@ -205,10 +205,11 @@ async fn first_since(
         .fetch_optional(&mut *connection)
         .await?;
         let Some(row) = row else { return Ok(next) };
-        if row.try_get::<i64, _>(1)? >= time.unix_ms() {
-            high = middle;
+        let (last, count): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        if row.try_get::<i64, _>(2)? >= time.unix_ms() {
+            high = middle.min(last - count + 1);
         } else {
-            low = row.try_get::<i64, _>(0)? + 1;
+            low = last + 1;
         }
     }
     Ok(low)

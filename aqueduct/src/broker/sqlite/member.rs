@@ -19,7 +19,8 @@ use crate::error::{BrokerError, StoreError};
 use crate::message::Message;
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
-use crate::store::sql::log::{PartitionEntry, Slice, entry_damaged, topic_names};
+use crate::store::sql::batch::Slice;
+use crate::store::sql::log::{PartitionEntry, entry_damaged, topic_names};
 use crate::store::sql::sqlite::{MEND, SqliteFile, assembled};
 use crate::topic::{Epoch, Partition, Position, Text, Topic};
 

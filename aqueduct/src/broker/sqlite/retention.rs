@@ -9,15 +9,17 @@ use super::consumer::{FloorEntry, check_floors, floor_damage};
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
-use crate::store::sql::log::PartitionEntry;
-use crate::store::sql::sqlite::SqliteFile;
+use crate::store::sql::batch::{Batch, Unreadable};
+use crate::store::sql::log::{PartitionEntry, damage};
+use crate::store::sql::sqlite::{SqliteFile, assembled};
 use crate::store::sql::writer::Task;
+use crate::topic::Text;
 
 /// How often it is looked for what can be deleted.
 const EVERY: Duration = Duration::from_mins(1);
 
-/// Rows deleted in one commit; others write between two.
-const CHUNK: i64 = 500;
+/// Batches deleted in one commit; others write between two.
+const CHUNK: i64 = 50;
 
 /// How long the log keeps its messages. Everything that is set must allow a message to stay.
 ///
@@ -117,10 +119,10 @@ impl Delete {
     async fn delete(&self, connection: &mut SqliteConnection, now: Timestamp) -> Result<bool, sqlx::Error> {
         let settled = if self.retention.drop_unread { i64::MAX } else { self.settled(connection).await? };
         let entry = PartitionEntry::find(connection, self.topic, self.number).await?;
-        let rows = sqlx::query(
-            "select position, stored_at, coalesce(length(key), 0) + length(body) + length(headers) from aq_log
-             where topic = ? and number = ? and position <= ? order by position limit ?",
-        )
+        let rows = sqlx::query(assembled(format!(
+            "select {} from aq_log where topic = ? and number = ? and last <= ? order by last limit ?",
+            Batch::COLUMNS
+        )))
         .bind(self.topic)
         .bind(self.number)
         .bind(settled.min(entry.next - 1))
@@ -128,25 +130,55 @@ impl Delete {
         .fetch_all(&mut *connection)
         .await?;
         let mut excess = self.excess(connection).await?;
-        let (mut last, mut bytes) = (None, 0);
+        let (mut last, mut bytes, mut identities) = (None, 0, Vec::new());
         for row in &rows {
-            let (position, stored_at, size): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            let age = now.since(Timestamp::from_unix_ms(stored_at));
+            let batch = match Batch::read(row, self.topic, self.number)? {
+                Ok(batch) => batch,
+                // Everybody has settled it, or passes it. Its identities count no more once it is gone.
+                Err(Unreadable::Damaged) => continue,
+                Err(Unreadable::TooNew(version)) => {
+                    return Err(damage(format!("a batch has version {version}, which is newer than this program")));
+                }
+            };
+            let age = now.since(Timestamp::from_unix_ms(batch.stored_at));
             if excess <= 0 && self.retention.age.is_none_or(|most| age <= most) {
                 break;
             }
-            (last, bytes, excess) = (Some(position), bytes + size, excess - size);
+            (last, bytes, excess) = (Some(batch.last), bytes + batch.bytes, excess - batch.bytes);
+            identities.extend(batch.identities().map_err(|e| sqlx::Error::Decode(e.into()))?);
         }
         let Some(last) = last else { return Ok(false) };
-        sqlx::query("delete from aq_log where topic = ? and number = ? and position <= ?")
+        sqlx::query("delete from aq_log where topic = ? and number = ? and last <= ?")
             .bind(self.topic)
             .bind(self.number)
             .bind(last)
             .execute(&mut *connection)
             .await?;
+        self.forget(connection, &identities, last).await?;
         let left = PartitionEntry { first: last + 1, bytes: (entry.bytes - bytes).max(0), ..entry };
         left.write(connection).await?;
         Ok(rows.len() == usize::try_from(CHUNK).unwrap_or(usize::MAX))
+    }
+
+    /// Forgets identities, unless they were published again since.
+    async fn forget(
+        &self,
+        connection: &mut SqliteConnection,
+        identities: &[Text],
+        last: i64,
+    ) -> Result<(), sqlx::Error> {
+        let identities: Vec<&str> = identities.iter().map(Text::as_str).collect();
+        sqlx::query(
+            "delete from aq_identities where topic = ? and dedup_id in (select value from json_each(?))
+             and number = ? and position <= ?",
+        )
+        .bind(self.topic)
+        .bind(serde_json::to_string(&identities).map_err(|e| sqlx::Error::Encode(e.into()))?)
+        .bind(self.number)
+        .bind(last)
+        .execute(connection)
+        .await
+        .map(drop)
     }
 
     /// Up to where every consumer has settled the partition; without consumers, everything.

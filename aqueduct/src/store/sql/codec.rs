@@ -68,6 +68,10 @@ impl Encoder {
         self
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(crate) fn finish(self) -> Bytes {
         self.0.freeze()
     }

@@ -3,6 +3,8 @@
 //! [`sqlite`] is the file with its one writer, which the embedded broker uses too; everything else sees a database only
 //! through the few calls of `dialect`.
 
+pub(crate) mod append;
+pub(crate) mod batch;
 pub(crate) mod codec;
 mod commands;
 pub(crate) mod dialect;

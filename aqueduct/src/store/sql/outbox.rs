@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::log::Append;
+use super::append::Append;
 use super::sqlite::SqliteFile;
 use crate::broker::{Abilities, Ownership, Receipt};
 use crate::error::{Error, Result};

@@ -12,9 +12,9 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, TypeInfo, ValueRef};
 use tokio::sync::watch;
 
+use super::append::Inserts;
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
-use super::log::Inserts;
 use super::place::Place;
 use super::wal;
 use super::writer::{Loan, Task, Writer};
