@@ -3,12 +3,12 @@
 mod consumer;
 mod lock;
 mod member;
+mod publish;
 mod retention;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use sqlx::sqlite::SqliteConnection;
@@ -18,11 +18,12 @@ use crate::error::{BrokerError, StoreError};
 use crate::message::Message;
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
-use crate::store::sql::append::{Append, Appended};
 use crate::store::sql::log::{TopicEntry, create_topic, find_topic};
 use crate::store::sql::sqlite::{PARTITIONS, SqliteFile};
 use crate::store::sql::writer::Task;
 use crate::topic::{Text, Topic};
+
+use publish::Appends;
 
 pub use lock::{ChildRecord, Children};
 pub use retention::Retention;
@@ -58,10 +59,7 @@ struct Shared {
     file: SqliteFile,
     /// Another instance of a consumer is waited for.
     waits: bool,
-    /// Topics that are known to be in the file, where they stay.
-    topics: Mutex<BTreeMap<Topic, TopicEntry>>,
-    /// Where the next message without a key goes.
-    turn: AtomicU64,
+    appends: Appends,
     retention: Mutex<Option<tokio::task::AbortHandle>>,
     /// Of the consumers that were joined here, where the programs of their handlers are recorded.
     children: Mutex<BTreeMap<Text, Children>>,
@@ -87,8 +85,8 @@ impl SqliteBroker {
     }
 
     fn with(file: SqliteFile, waits: bool) -> Self {
-        let (topics, turn) = (Mutex::default(), AtomicU64::new(0));
-        Self(Arc::new(Shared { file, waits, topics, turn, retention: Mutex::default(), children: Mutex::default() }))
+        let appends = Appends::new(&file);
+        Self(Arc::new(Shared { file, waits, appends, retention: Mutex::default(), children: Mutex::default() }))
     }
 
     /// The file it is in.
@@ -129,7 +127,7 @@ impl SqliteBroker {
             file: self.0.file.clone(),
         };
         if let Some(entry) = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))? {
-            self.0.topics.lock().insert(topic, entry);
+            self.0.appends.know(topic, entry);
         }
         Ok(())
     }
@@ -156,7 +154,7 @@ impl SqliteBroker {
         let limit = self.abilities().message_bytes_max;
         let refusals: Vec<Option<BrokerError>> = messages.iter().map(|m| check_message(m, limit).err()).collect();
         let good = messages.into_iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
-        let mut answers = self.append(good.map(|(message, _)| message).collect()).await.into_iter();
+        let mut answers = self.0.appends.append(good.map(|(message, _)| message).collect()).await.into_iter();
         let answer = |refusal: Option<BrokerError>| match refusal {
             Some(error) => Err(error),
             None => answers.next().unwrap_or(Err(BrokerError::Closed)),
@@ -164,36 +162,15 @@ impl SqliteBroker {
         refusals.into_iter().map(answer).collect()
     }
 
-    async fn append(&self, messages: Vec<Message>) -> Vec<Result<Receipt, BrokerError>> {
-        let count = messages.len();
-        if count == 0 {
-            return Vec::new();
-        }
-        let task = AppendAll {
-            messages,
-            topics: self.0.topics.lock().clone(),
-            turn: self.0.turn.fetch_add(count as u64, Ordering::Relaxed),
-            file: self.0.file.clone(),
-        };
-        match self.0.file.write_with(task).await {
-            Ok(appended) => {
-                self.0.topics.lock().extend(appended.topics);
-                appended.answers
-            }
-            Err(error) => (0..count).map(|_| Err(broker_error(&error))).collect(),
-        }
-    }
-
     /// Says whether a topic can be used; creates one that is missing where that is wanted.
     async fn find(&self, topic: &Topic) -> Result<TopicEntry, BrokerError> {
-        let known = self.0.topics.lock().get(topic).cloned();
-        if let Some(entry) = known {
+        if let Some(entry) = self.0.appends.known(topic) {
             return Ok(entry);
         }
         let task = Find { topic: topic.clone(), create: self.0.file.create(), file: self.0.file.clone() };
         let found = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))?;
         let entry = found.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })?;
-        self.0.topics.lock().insert(topic.clone(), entry.clone());
+        self.0.appends.know(topic.clone(), entry.clone());
         Ok(entry)
     }
 }
@@ -254,27 +231,6 @@ fn broker_error(error: &StoreError) -> BrokerError {
     match error {
         StoreError::Unavailable(source) => BrokerError::Unavailable(source.to_string().into()),
         other => BrokerError::Refused(other.to_string()),
-    }
-}
-
-/// Appends messages of one publisher.
-struct AppendAll {
-    messages: Vec<Message>,
-    topics: BTreeMap<Topic, TopicEntry>,
-    turn: u64,
-    file: SqliteFile,
-}
-
-impl Task for AppendAll {
-    type Answer = Appended;
-
-    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Appended, StoreError>> {
-        Box::pin(async move {
-            let Self { messages, topics, turn, file } = self;
-            let (create, now, inserts) = (file.create(), file.clock().now(), file.inserts());
-            let append = Append { messages, topics, create, turn: *turn, now, inserts };
-            append.run(connection).await.map_err(|e| file.explain(e))
-        })
     }
 }
 

@@ -20,7 +20,7 @@ use crate::topic::{Partition, Position, Text, Topic};
 
 /// What is appended and how.
 pub(crate) struct Append<'a> {
-    pub(crate) messages: &'a [Message],
+    pub(crate) messages: &'a [&'a Message],
     /// Topics that are known to be committed.
     pub(crate) topics: &'a BTreeMap<Topic, TopicEntry>,
     /// How many partitions a topic gets that does not exist; none to refuse it.
@@ -64,7 +64,7 @@ impl Append<'_> {
         let mut answers: Vec<Option<Result<Receipt, BrokerError>>> = self.messages.iter().map(|_| None).collect();
         let mut topics = BTreeMap::new();
         let mut entries = Vec::with_capacity(self.messages.len());
-        for (number, message) in self.messages.iter().enumerate() {
+        for (number, message) in self.messages.iter().copied().enumerate() {
             match self.topic(connection, &mut topics, &message.topic).await? {
                 None => {
                     let topic = message.topic.clone();

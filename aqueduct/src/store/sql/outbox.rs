@@ -71,7 +71,7 @@ impl Outbox {
         // Without a turn of its own an event without a key goes where its identity says.
         let turn = messages.first().and_then(|m| m.dedup_id.as_ref()).map_or(0, |id| id.as_str().len() as u64);
         let append = Append {
-            messages: &messages,
+            messages: &messages.iter().collect::<Vec<_>>(),
             topics: &known,
             create: self.file.create(),
             turn,

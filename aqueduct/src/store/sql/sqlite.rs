@@ -17,7 +17,7 @@ use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::place::Place;
 use super::wal;
-use super::writer::{Loan, Task, Writer};
+use super::writer::{AnyTask, Loan, Task, Writer};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
@@ -209,6 +209,11 @@ impl SqliteFile {
     /// Runs a task on the writing connection, with those of others in one commit, and answers when it is committed.
     pub(crate) async fn write_with<T: Task>(&self, task: T) -> Result<T::Answer, StoreError> {
         self.0.writer.write(task).await
+    }
+
+    /// As [`write_with`](Self::write_with), for a task that answers by itself.
+    pub(crate) async fn hand_in(&self, task: Box<dyn AnyTask>) {
+        self.0.writer.hand_in(task).await;
     }
 
     /// The writing connection for the handler of one attempt, inside a transaction of many.

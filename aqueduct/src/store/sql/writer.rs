@@ -64,6 +64,14 @@ pub(crate) trait Task: Send + 'static {
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;
 }
 
+/// A [`Task`] with the way back to all who wait for it.
+pub(crate) trait AnyTask: Send + 'static {
+    /// As that of a task.
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// It is committed, or will not be.
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
 /// The answer to a handler that asks for the transaction.
 pub(super) enum Loan {
     /// The transaction is the handler's, and its event is in the inbox.
@@ -91,12 +99,6 @@ struct Holder {
 enum Job {
     Work(Box<dyn AnyTask>),
     Handler(Entry, oneshot::Sender<Result<Loan, StoreError>>),
-}
-
-/// A task with the way back to who waits for it.
-trait AnyTask: Send {
-    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>>;
-    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
 }
 
 struct Pending<T: Task> {
@@ -217,9 +219,15 @@ impl Writer {
 
     pub(super) async fn write<T: Task>(&self, task: T) -> Result<T::Answer, StoreError> {
         let (back, answer) = oneshot::channel();
-        let job = Job::Work(Box::new(Pending { task, found: None, back }));
-        self.queue.send(job).await.map_err(|_| closed())?;
+        self.hand_in(Box::new(Pending { task, found: None, back })).await;
         answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Hands in a task that answers by itself.
+    pub(super) async fn hand_in(&self, task: Box<dyn AnyTask>) {
+        if let Err(mpsc::error::SendError(job)) = self.queue.send(Job::Work(task)).await {
+            job.refuse(&closed());
+        }
     }
 
     pub(super) async fn lend(&self, entry: Entry) -> Result<Loan, StoreError> {
