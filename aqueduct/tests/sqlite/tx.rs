@@ -8,7 +8,7 @@ use aqueduct::broker::Broker;
 use aqueduct::sqlite::{Sqlite, SqliteBroker, SqliteFile, SqliteOptions, SqliteStore};
 use aqueduct::store::{Query, Store};
 use aqueduct::{
-    Call, Consumer, Error, Event, Handler, Message, Next, Outbox, Outcome, Policy, Publisher, Result, Router,
+    Attempt, Call, Consumer, Error, Event, Handler, Message, Next, Outbox, Outcome, Policy, Publisher, Result, Router,
     ServeError, State, Tx,
 };
 use sqlx::{Connection, Row, SqliteConnection};
@@ -111,6 +111,48 @@ async fn until(shop: &Shop, sql: &'static str, wanted: i64, end: &Notify) {
         changed.await;
     }
     end.notify_one();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_for_the_transaction_of_another_spends_no_attempt() {
+    let shop = Shop::with(|options| options.handler_limit(Duration::from_secs(10))).await;
+    for key in ["slow", "quick"] {
+        shop.publisher.publish(Event::raw("order.placed", key).topic("orders").key(key)).await.unwrap();
+    }
+    let (held, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let handler = async |event: Event, attempt: Attempt, State(held): State<Arc<Notify>>, mut tx: Tx<Sqlite>| {
+        if event.data == "slow" && attempt.number == 1 {
+            held.notify_one();
+            // Until its own time is over.
+            std::future::pending::<()>().await;
+        }
+        effect(&mut tx, &event).await
+    };
+    let attempts: Arc<parking_lot::Mutex<Vec<u32>>> = Arc::default();
+    let (quick, is_held) = (attempts.clone(), held.clone());
+    let layer = tower::layer::layer_fn(move |next: Next| {
+        let (quick, is_held) = (quick.clone(), is_held.clone());
+        tower::service_fn(move |call: Call| {
+            let (quick, is_held, mut next) = (quick.clone(), is_held.clone(), next.clone());
+            async move {
+                if call.event().data == "quick" {
+                    quick.lock().push(call.attempt().number);
+                    if quick.lock().len() == 1 {
+                        is_held.notified().await;
+                    }
+                }
+                tower::Service::call(&mut next, call).await
+            }
+        })
+    });
+    let handler = handler.layer(layer).timeout(Duration::from_millis(300));
+    let app = Router::new().on("order.*", handler).with_state(held);
+    let served = shop.serve(shop.consumer(), app, end.clone());
+    let (served, ()) = tokio::join!(served, until(&shop, "select count(*) from effects", 2, &end));
+    served.unwrap();
+    let attempts = attempts.lock().clone();
+    assert!(attempts.len() > 1, "it waited in vain once: {attempts:?}");
+    assert!(attempts.iter().all(|number| *number == 1), "{attempts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

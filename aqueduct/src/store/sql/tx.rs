@@ -4,9 +4,11 @@ use std::any::Any;
 use std::ops::{Deref, DerefMut};
 
 use sqlx::sqlite::{Sqlite, SqliteConnection};
+use tokio::time::Instant;
 
 use super::inbox::Entry;
 use super::outbox::Outbox;
+use super::sqlite::SqliteFile;
 use super::store::SqliteStore;
 use super::writer::Lent;
 use crate::broker::Receipt;
@@ -145,7 +147,7 @@ impl<S: Sync> FromCall<S> for Tx<Sqlite> {
         let file = store.file();
         let loan = call.scope().lend()?;
         let entry = Entry::new(call, file.clock().now());
-        let lent = match file.lend(entry).await.map_err(|e| Error::from(e).uncounted())? {
+        let lent = match lend(file, entry, call.deadline()).await.map_err(|e| Error::from(e).uncounted())? {
             super::writer::Loan::Lent(lent) => lent,
             super::writer::Loan::Duplicate => return Err(Rejection::Duplicate),
         };
@@ -154,4 +156,20 @@ impl<S: Sync> FromCall<S> for Tx<Sqlite> {
         let outbox = Outbox::new(call.origin().consumer.clone(), file);
         Ok(Self { held: Some(SqliteTx { lent, outbox }), loan: Some(loan) })
     }
+}
+
+/// Waits for the connection, for half of the attempt's time at the most: that others are slow spends no attempt.
+async fn lend(
+    file: &SqliteFile,
+    entry: Entry,
+    deadline: Option<Instant>,
+) -> std::result::Result<super::writer::Loan, StoreError> {
+    let Some(deadline) = deadline else { return file.lend(entry).await };
+    let wait = deadline.saturating_duration_since(Instant::now()) / 2;
+    let busy = |_| {
+        let text =
+            format!("the file's one writing connection was not free for {wait:?}: other handlers or writes take it");
+        Err(StoreError::Unavailable(text.into()))
+    };
+    tokio::time::timeout(wait, file.lend(entry)).await.unwrap_or_else(busy)
 }

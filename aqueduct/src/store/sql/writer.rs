@@ -501,8 +501,16 @@ impl Worker {
         let answer = || if at_fault { Err(same(&error)) } else { Err(unavailable(&text)) };
         group.handlers.into_iter().for_each(|handler| drop(handler.send(answer())));
         group.duplicates.into_iter().for_each(|handler| drop(handler.send(Err(unavailable(&text)))));
+        let mut down = alone.then_some(error);
         for mut work in group.works {
-            let answer = if alone { Err(same(&error)) } else { self.single(&mut *work).await };
+            let answer = match &down {
+                Some(error) => Err(same(error)),
+                None => self.single(&mut *work).await,
+            };
+            // The file itself: nobody waits for that once for each work.
+            if let Err(error @ StoreError::Unavailable(_)) = &answer {
+                down = Some(same(error));
+            }
             work.answer(answer);
         }
     }
