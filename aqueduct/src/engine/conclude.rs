@@ -245,6 +245,7 @@ impl Core {
         } else {
             self.lanes.take(lane)
         };
+        let now = self.now;
         for item in items {
             if item.stored.is_some() {
                 self.forget_row(key.slot, item.place);
@@ -253,7 +254,7 @@ impl Core {
             self.buffered -= 1;
             let ordered = self.ownership == Ownership::AckEach && !self.planted(Planted::HeadWithoutTail);
             if let Some(owned) = self.owned.get_mut(&key.slot).filter(|_| ordered) {
-                owned.returned.close(key.lane, item.place);
+                owned.returned.close(key.lane, item.place, now, delay);
                 owned.returned.tries.insert(item.place, (item.attempts, item.failures));
             }
             self.return_delivery(key.slot, item.place, delay);

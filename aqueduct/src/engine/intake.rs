@@ -194,10 +194,10 @@ impl Core {
         if !places.iter().any(|(lane, place)| owned.returned.is_closed(*lane, *place)) {
             return false;
         }
-        for (lane, place) in places {
-            owned.returned.close(lane, place);
-        }
-        self.return_delivery(slot, Place { position, index: 0 }, RETURN_DELAY);
+        let now = self.now;
+        let delays = places.into_iter().map(|(lane, place)| owned.returned.close(lane, place, now, RETURN_DELAY));
+        let delay = delays.max().unwrap_or(RETURN_DELAY);
+        self.return_delivery(slot, Place { position, index: 0 }, delay);
         true
     }
 
@@ -266,7 +266,8 @@ impl Core {
         if self.ownership == Ownership::AckEach {
             if owned.returned.closed_for(lane, item.place) {
                 self.buffered -= 1;
-                return self.return_delivery(slot, item.place, RETURN_DELAY);
+                let delay = owned.returned.close(lane, item.place, self.now, RETURN_DELAY);
+                return self.return_delivery(slot, item.place, delay);
             }
             if let Some((attempts, failures)) = owned.returned.tries.remove(&item.place) {
                 (item.attempts, item.failures) = (attempts, failures);
@@ -285,8 +286,8 @@ impl Core {
         if full && alone && owned.held.is_empty() && self.ownership == Ownership::AckEach {
             // The broker keeps what does not fit; the key is closed above it until it has come again.
             self.buffered -= 1;
-            owned.returned.close(lane, item.place);
-            return self.return_delivery(slot, item.place, RETURN_DELAY);
+            let delay = owned.returned.close(lane, item.place, self.now, RETURN_DELAY);
+            return self.return_delivery(slot, item.place, delay);
         }
         if full || !owned.held.is_empty() {
             owned.held.push_back(item);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -230,29 +231,32 @@ pub(crate) struct Settling {
 /// Deliveries given back to a broker that acks one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Returned {
-    /// By key, what has not come again: the key is closed above the lowest.
-    pub(crate) lanes: BTreeMap<LaneId, BTreeSet<Place>>,
+    /// By key, what has not come again: the key is closed above the lowest. And until when it is not to be expected.
+    pub(crate) lanes: BTreeMap<LaneId, (Instant, BTreeSet<Place>)>,
     /// What was tried on them.
     pub(crate) tries: BTreeMap<Place, (u32, Vec<Failure>)>,
 }
 
 impl Returned {
-    /// An event was given back: its key is closed above it.
-    pub(crate) fn close(&mut self, lane: LaneId, place: Place) {
-        self.lanes.entry(lane).or_default().insert(place);
+    /// An event is given back for a while: its key is closed above it. Answers for how long, since it would be given back
+    /// again for as long as one before it stays away.
+    pub(crate) fn close(&mut self, lane: LaneId, place: Place, now: Instant, delay: Duration) -> Duration {
+        let (until, places) = self.lanes.entry(lane).or_insert((now, BTreeSet::new()));
+        places.insert(place);
+        *until = (*until).max(now + delay);
+        until.duration_since(now)
     }
 
     /// True if a message before this event's own has an event of the lane that has not come again.
     pub(crate) fn is_closed(&self, lane: LaneId, place: Place) -> bool {
-        let lowest = self.lanes.get(&lane).and_then(BTreeSet::first);
+        let lowest = self.lanes.get(&lane).and_then(|(_, places)| places.first());
         lowest.is_some_and(|lowest| lowest.position < place.position)
     }
 
     /// An event of a lane arrives: true if it must be given back too, because one before it has not come again.
     pub(crate) fn closed_for(&mut self, lane: LaneId, place: Place) -> bool {
-        let Some(places) = self.lanes.get_mut(&lane) else { return false };
+        let Some((_, places)) = self.lanes.get_mut(&lane) else { return false };
         if places.first().is_some_and(|lowest| place > *lowest) {
-            places.insert(place);
             return true;
         }
         places.remove(&place);

@@ -62,7 +62,17 @@ fn seeds_that_once_failed_keep_every_promise() {
     let crowded = [900_000_046_237];
     // A dying process's write arrived after its crash, and its row was done before its own delivery came again.
     let late = [904_000_282_916];
-    let seeds = rows.into_iter().chain(late).chain(lost).chain(repeated).chain(opened).chain(given_up).chain(crowded);
+    // What came behind an event that was given back for long came again at once, and again.
+    let circling = [1_883_053_292_001_510];
+    let seeds = rows
+        .into_iter()
+        .chain(late)
+        .chain(circling)
+        .chain(lost)
+        .chain(repeated)
+        .chain(opened)
+        .chain(given_up)
+        .chain(crowded);
     seeds.for_each(|seed| run(seed).assert_ok());
 }
 
