@@ -227,11 +227,13 @@ async fn an_identity_is_forgotten_with_its_message_and_not_before() {
     let Arrival::Assigned { partition, .. } = member.next(Room::new(0, &[])).await.unwrap() else { unreachable!() };
     // In the middle of the second batch, which stays as a whole.
     member.settle(&partition, &[Settle::Floor(Position(15))]).await.unwrap();
+    member.leave().await.unwrap();
     broker.delete_now(Retention::new().bytes(1)).await.unwrap();
     let expected: Vec<bool> = (0..20).map(|n| n >= 10).collect();
     assert_eq!(duplicates(0..20).await, expected, "what the log holds no more is new");
     assert_eq!(duplicates(0..20).await, [true; 20], "and counts from now on");
-    let found = bodies(&*member, 20).await;
+    broker.forget("reader").await.unwrap();
+    let found = bodies(&*join(&broker, &["orders"]).await, 20).await;
     let numbers = found.iter().map(|body| body.parse::<usize>().unwrap());
     assert_eq!(numbers.collect::<Vec<_>>(), (10..20).chain(0..10).collect::<Vec<_>>());
 }

@@ -215,38 +215,6 @@ async fn first_since(
     Ok(low)
 }
 
-/// Writes down up to where a partition is settled. Answers false if it is owned under another epoch.
-pub(super) struct Settle {
-    pub(super) consumer: Text,
-    pub(super) topic: i64,
-    pub(super) number: u32,
-    pub(super) epoch: Epoch,
-    pub(super) floor: u64,
-    pub(super) file: SqliteFile,
-}
-
-impl Task for Settle {
-    type Answer = bool;
-
-    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<bool, StoreError>> {
-        Box::pin(async move {
-            let done = sqlx::query(
-                "update aq_floors set floor = max(floor, ?1), seal = seal + 31 * (max(floor, ?1) - floor)
-                 where consumer = ?2 and topic = ?3 and number = ?4 and epoch = ?5",
-            )
-            .bind(self.floor.cast_signed())
-            .bind(self.consumer.as_str().to_owned())
-            .bind(self.topic)
-            .bind(i64::from(self.number))
-            .bind(self.epoch.0.cast_signed())
-            .execute(connection)
-            .await
-            .map_err(|e| self.file.explain(e))?;
-            Ok(done.rows_affected() > 0)
-        })
-    }
-}
-
 /// A partition begins anew under an epoch above another. Answers the epoch and the floor.
 #[derive(Clone)]
 pub(super) struct Restart {

@@ -1,10 +1,13 @@
 //! The embedded broker: a durable log in an SQLite file.
 
 mod consumer;
+mod floors;
 mod lock;
 mod member;
 mod publish;
+mod reader;
 mod retention;
+mod state;
 
 use std::collections::BTreeMap;
 use std::path::Path;
