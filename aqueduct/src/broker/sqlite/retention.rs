@@ -21,7 +21,8 @@ const EVERY: Duration = Duration::from_mins(1);
 /// Batches deleted in one commit; others write between two.
 const CHUNK: i64 = 50;
 
-/// How long the log keeps its messages. Everything that is set must allow a message to stay.
+/// How long the log keeps its messages. Everything that is set must allow a message to stay. Messages that were appended
+/// together, up to 64 of a partition, go together, when all of them may.
 ///
 /// Nothing is deleted that a consumer has not settled, however old it is: a consumer that is gone for good holds the log
 /// until it is [forgotten](crate::sqlite::SqliteBroker::forget), or [`drop_unread`](Self::drop_unread) says otherwise.

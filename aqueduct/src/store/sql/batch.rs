@@ -110,6 +110,10 @@ impl Batches {
         if self.count == MESSAGES_MAX || self.content.len() + size > BYTES_MAX {
             self.end();
         }
+        if self.count == 1 {
+            // There are several: it will be long.
+            self.content.reserve(BYTES_MAX);
+        }
         let dedup_id = message.dedup_id.as_ref().map(|id| id.as_str().as_bytes());
         self.content.optional(message.key().map(|key| &**key)).optional(dedup_id);
         self.content.headers(&message.headers).bytes(&message.body);

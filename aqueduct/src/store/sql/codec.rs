@@ -68,6 +68,10 @@ impl Encoder {
         self
     }
 
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        self.0.reserve(bytes);
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
