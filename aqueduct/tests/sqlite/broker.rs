@@ -94,6 +94,15 @@ async fn a_pattern_joins_topics_that_are_there_and_those_that_come() {
 }
 
 #[tokio::test]
+async fn it_names_the_topics_there_are() {
+    let (_folder, broker) = fresh().await;
+    assert!(broker.topics().await.unwrap().is_empty());
+    broker.declare("orders").await.unwrap();
+    publish(&broker, vec![message("mails", "k", "1")]).await;
+    assert_eq!(broker.topics().await.unwrap(), ["orders", "mails"].map(Topic::from));
+}
+
+#[tokio::test]
 async fn a_consumer_may_start_at_a_time() {
     let (_folder, broker) = with(|options| options.partitions(1)).await;
     publish(&broker, (0..50).map(|n| message("orders", "k", format!("old {n}"))).collect()).await;

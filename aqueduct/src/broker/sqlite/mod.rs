@@ -21,7 +21,7 @@ use crate::error::{BrokerError, StoreError};
 use crate::message::Message;
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
-use crate::store::sql::log::{TopicEntry, create_topic, find_topic};
+use crate::store::sql::log::{TopicEntry, create_topic, find_topic, topic_names};
 use crate::store::sql::sqlite::{PARTITIONS, SqliteFile};
 use crate::store::sql::writer::Task;
 use crate::topic::{Text, Topic};
@@ -133,6 +133,13 @@ impl SqliteBroker {
             self.0.appends.know(topic, entry);
         }
         Ok(())
+    }
+
+    /// The topics there are, in the order in which they were created.
+    pub async fn topics(&self) -> Result<Vec<Topic>, BrokerError> {
+        let mut connection = self.0.file.connect().await.map_err(|e| broker_error(&e))?;
+        let names = topic_names(&mut connection).await.map_err(|e| broker_error(&self.0.file.explain(e)))?;
+        Ok(names.into_iter().map(|(_, topic, _)| topic).collect())
     }
 
     /// Where the programs are recorded that handlers of this consumer start; none if it was not joined by this broker or a

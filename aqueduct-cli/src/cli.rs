@@ -1,0 +1,76 @@
+//! The command line: what all commands share, and their names.
+
+use std::path::PathBuf;
+
+use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
+
+use crate::commands::{completions, config, consume, init, man, publish};
+use crate::failure::EXIT_CODES;
+use crate::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  Publish the events of a file, one JSON object a line; again, and nothing is added:
+    aqueduct publish --topic orders events.ndjson
+
+  See them:
+    aqueduct consume orders --group look --exit-when-idle 1s
+
+  Run a program for each, in the order of each key; it is tried again when it fails:
+    aqueduct consume orders --group mail --exec ./send-mail.sh
+
+Settings come from aqueduct.toml in the current folder, then from the environment (AQUEDUCT_BROKER,
+AQUEDUCT_CONSUME_TIMEOUT), then from flags; the later one counts. `aqueduct config show` prints them.";
+
+/// Reliable events from the command line: nothing is lost, keys stay in order, one bad key hurts nobody else.
+///
+/// Broker and store are an SQLite file, `aqueduct.db` in the current folder, so nothing needs to be installed or started.
+/// Programs in any language handle events: see `aqueduct consume --help`.
+#[derive(Parser)]
+#[command(name = "aqueduct", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct Global {
+    /// Where events travel [default: sqlite:aqueduct.db].
+    #[arg(long, global = true, value_name = "sqlite:PATH")]
+    pub(crate) broker: Option<String>,
+    /// Where parked events and dead letters live [default: the broker's file].
+    #[arg(long, global = true, value_name = "sqlite:PATH")]
+    pub(crate) store: Option<String>,
+    /// The configuration file [default: aqueduct.toml, if it is there].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    /// For people or for programs [default: text].
+    #[arg(long, global = true, value_name = "FORM", hide_possible_values = true, value_enum)]
+    pub(crate) output: Option<Output>,
+    /// No colours; the variable `NO_COLOR` does the same.
+    #[arg(long, global = true)]
+    pub(crate) no_color: bool,
+    /// Says more of what the library does; again, even more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Publish(publish::Publish),
+    Consume(Box<consume::Consume>),
+    Init(init::Init),
+    Config(config::Config),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+/// The whole command line, as the parser, the completions and the man page need it.
+pub(crate) fn command(plain: bool) -> clap::Command {
+    let command = Cli::command().after_long_help(format!("{EXAMPLES}\n\n{EXIT_CODES}"));
+    command.color(if plain { ColorChoice::Never } else { ColorChoice::Auto })
+}

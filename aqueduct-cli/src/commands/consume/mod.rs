@@ -1,0 +1,288 @@
+//! `aqueduct consume`: a group handles the events of topics.
+
+mod activity;
+mod stop;
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aqueduct::format::{CloudEvents, PlainJson};
+use aqueduct::{Consumer, Health, Publisher, Router};
+use clap::{ArgMatches, Args};
+use tokio::sync::oneshot;
+
+use crate::broker::{Absent, Open, open};
+use crate::cli::Global;
+use crate::config::{ConsumeSettings, Flags, FormatName, Settings, Span, load};
+use crate::failure::{Exit, Failure, unwritable};
+use crate::handler::{Delivery, Exec, Handle, Http, Limits, Print, Records, Results, Shared, Stream};
+use crate::output::{Output, note};
+use crate::program::{CommandLine, Groups};
+use crate::suggest::did_you_mean;
+use activity::Activity;
+use stop::Stop;
+
+const EXAMPLES: &str = "\
+Examples:
+  See what there is and stop; a name for the group that nobody else uses:
+    aqueduct consume orders --group look --exit-when-idle 1s
+
+  Run a program for each event, with the event as JSON on its standard input, its attributes as CE_ID, CE_TYPE and so on,
+  and AQUEDUCT_ATTEMPT and AQUEDUCT_EPOCH:
+    aqueduct consume orders --group mail --exec ./send-mail.sh
+    aqueduct consume orders --group mail --exec \"sh -c 'jq .data | mail -s order me@example.com'\"
+  Exit code 0 is done, 65 is a failure for good, anything else is tried again; the end of its standard error is the reason.
+
+  Thousands of events a second in any language; docs/exec-stream.md is the protocol:
+    aqueduct consume orders --group stock --exec-stream 'python3 worker.py' --workers 2
+
+  POST each event; 2xx is done, 408, 425, 429 and 5xx are tried again, anything else is a failure for good:
+    aqueduct consume orders --group web --http https://example.com/hook --http-header 'Authorization: Bearer ...'
+
+  Publish what the program writes to its standard output, CloudEvents one a line with at least a type:
+    aqueduct consume orders --group price --exec ./price.py --publish-results prices
+
+A group is handled by one process at a time; another one waits. Events of one key are handled one at a time and in order.
+An event that fails is parked, its key waits behind it, and in the end it is a dead letter. TERM and INT stop gracefully.";
+
+/// Handles the events of topics, as a group that remembers how far it has come.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Consume {
+    /// The topics; `orders.*` is every topic of one more word, `>` every topic.
+    #[arg(required = true, value_name = "TOPIC")]
+    topics: Vec<String>,
+    /// The name under which it remembers what is done.
+    #[arg(short, long)]
+    group: String,
+    #[command(flatten)]
+    what: What,
+    /// Stops when so many events are done. What stands before one of them in its partition is done too.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_events: Option<u64>,
+    /// Stops when there was nothing to do for so long; events that are parked are not waited for.
+    #[arg(long, value_name = "TIME")]
+    exit_when_idle: Option<Span>,
+    /// Fails if another process has the group, instead of waiting for it.
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    settings: ConsumeSettings,
+}
+
+/// What to do with an event.
+#[derive(Args, Clone)]
+#[group(multiple = false)]
+#[command(next_help_heading = "What to do with an event")]
+struct What {
+    /// Prints it as a line of JSON. The default.
+    #[arg(long)]
+    print: bool,
+    /// Runs this program for each.
+    #[arg(long, value_name = "COMMAND")]
+    exec: Option<String>,
+    /// Sends it to a program that runs on and answers with a line for each.
+    #[arg(long, value_name = "COMMAND")]
+    exec_stream: Option<String>,
+    /// Sends it in a POST to this address.
+    #[arg(long, value_name = "URL")]
+    http: Option<String>,
+}
+
+/// Handlers at the same time, unless it is said otherwise.
+const CONCURRENCY: usize = aqueduct::defaults::CONCURRENCY;
+/// The same for workers, which answer many at once.
+const CONCURRENCY_STREAM: usize = 256;
+
+impl Consume {
+    pub(crate) async fn run(self, global: &Global, matches: &ArgMatches) -> Result<(), Failure> {
+        let settings = load(global, Flags::of("consume", &self.settings, matches))?.settings;
+        let consume = &settings.consume;
+        let stop = Stop::on_signals()?;
+        let opened = self.open(&settings).await?;
+        let records = Records { broker: opened.broker.clone(), group: self.group.clone() };
+        let (handler, unwritten) = self.handler(consume, records)?;
+        let results = consume.publish_results.as_deref();
+        let results =
+            results.map(|topic| Results::new(Publisher::new(self.group.as_str(), opened.broker.clone()), topic));
+        let activity = Arc::new(Activity::new(self.max_events));
+        let router = router(Arc::clone(&handler), results, Arc::clone(&activity));
+        let serve = self.consumer(consume, opened).serve(router);
+        let health = serve.health();
+        let graceful = until_stop(stop.clone(), Arc::clone(&activity), self.exit_when_idle, health.clone());
+        let (failed, mut failure) = oneshot::channel();
+        let graceful = async move {
+            tokio::select! {
+                biased;
+                () = graceful => {}
+                // An error of the channel means that writing ended well.
+                Ok(error) = unwritten => drop(failed.send(error)),
+            }
+        };
+        let telling = tokio::spawn(tell(health));
+        let serving = serve.with_graceful_shutdown(graceful).into_future();
+        let ended = tokio::select! {
+            biased;
+            ended = serving => ended.map_err(|e| self.explain(e.into())),
+            () = stop.at_once() => Err(Failure::new(Exit::Stopped, "stopped at once; what was in hand comes again")),
+        };
+        telling.abort();
+        handler.end().await;
+        match failure.try_recv() {
+            Ok(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(unwritable(&error).then("events that were not written come again"))
+            }
+            _ => ended,
+        }?;
+        activity.print(global.output.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Opens the file, and refuses topics that do not exist unless they are to be created.
+    async fn open(&self, settings: &Settings) -> Result<Open, Failure> {
+        let absent = if settings.consume.create_topics { Absent::Create } else { Absent::Refuse };
+        let mut opened = open(settings, absent).await?;
+        if absent == Absent::Refuse {
+            let known = opened.broker.topics().await?;
+            let known: Vec<&str> = known.iter().map(aqueduct::Topic::as_str).collect();
+            let wild = |topic: &str| topic.split('.').any(|part| matches!(part, "*" | ">"));
+            if let Some(topic) = self.topics.iter().find(|topic| !wild(topic) && !known.contains(&topic.as_str())) {
+                let failure =
+                    Failure::new(Exit::Missing, format!("topic `{topic}` does not exist in {}", settings.broker));
+                let question = did_you_mean(topic, known).map(|question| question + " ").unwrap_or_default();
+                return Err(failure.fix(format!("{question}Publish to it first, or let --create-topics create it")));
+            }
+        }
+        if self.no_wait {
+            opened.broker = opened.broker.refuse_to_wait();
+        }
+        Ok(opened)
+    }
+
+    fn consumer(&self, settings: &ConsumeSettings, opened: Open) -> Consumer {
+        let default = if self.what.exec_stream.is_some() { CONCURRENCY_STREAM } else { CONCURRENCY };
+        let concurrency = settings.concurrency.unwrap_or(default);
+        let consumer = Consumer::new(self.group.as_str(), opened.broker)
+            .topics(self.topics.iter().map(String::as_str))
+            .store(opened.store)
+            .start(settings.from.0)
+            .types(settings.types.iter().map(String::as_str))
+            .policy(settings.failing.policy())
+            .timeout(limits(settings).engine())
+            .shutdown(settings.shutdown.0)
+            .concurrency(concurrency)
+            .buffer(aqueduct::defaults::BUFFER.max(concurrency.saturating_mul(4)));
+        settings.format.iter().fold(consumer, |consumer, format| match format {
+            FormatName::Cloudevents => consumer.format(CloudEvents::binary()),
+            FormatName::CloudeventsStructured => consumer.format(CloudEvents::structured()),
+            FormatName::Json => consumer.format(plain_json(settings)),
+        })
+    }
+
+    /// What handles events, and what tells that printing has become impossible.
+    fn handler(
+        &self,
+        settings: &ConsumeSettings,
+        records: Records,
+    ) -> Result<(Arc<dyn Handle>, oneshot::Receiver<std::io::Error>), Failure> {
+        let (limits, answers) = (limits(settings), settings.publish_results.is_some());
+        let groups = Groups::new(limits.kill_after);
+        // Who does not print cannot fail to.
+        let (_, silent) = oneshot::channel();
+        let handler: Arc<dyn Handle> = match &self.what {
+            What { exec: Some(command), .. } => {
+                Arc::new(Exec { command: CommandLine::parse(command)?, limits, records, groups, answers })
+            }
+            What { exec_stream: Some(command), .. } => {
+                let shared = Shared { command: CommandLine::parse(command)?, limits, records, groups };
+                Arc::new(Stream::start(shared, settings.workers, answers))
+            }
+            What { http: Some(url), .. } => Arc::new(Http::new(url, &settings.http_header, limits, answers)?),
+            _ => {
+                let (print, failed) = Print::new();
+                return Ok((Arc::new(print), failed));
+            }
+        };
+        Ok((handler, silent))
+    }
+
+    /// Says what this command can do about a failure.
+    fn explain(&self, failure: Failure) -> Failure {
+        if self.no_wait && failure.text().contains("runs consumer") {
+            return failure
+                .with_exit(Exit::Busy)
+                .fix("stop that process, take another --group, or leave out --no-wait to wait for it");
+        }
+        failure
+    }
+}
+
+fn limits(settings: &ConsumeSettings) -> Limits {
+    Limits { timeout: settings.timeout.0, kill_after: settings.kill_after.0 }
+}
+
+fn plain_json(settings: &ConsumeSettings) -> PlainJson {
+    let json = PlainJson::new();
+    let json = settings.json_id.iter().fold(json, |json, field| json.id_field(field.as_str()));
+    settings.json_key.iter().fold(json, |json, field| json.key_field(field.as_str()))
+}
+
+/// One route for all: take a place among `--max-events`, handle, publish the results.
+fn router(handler: Arc<dyn Handle>, results: Option<Results>, activity: Arc<Activity>) -> Router {
+    let results = Arc::new(results);
+    Router::new().on(">", move |delivery: Delivery| {
+        let (handler, results, activity) = (Arc::clone(&handler), Arc::clone(&results), Arc::clone(&activity));
+        async move {
+            let turn = activity.begin().await?;
+            let answer = handler.handle(delivery).await?;
+            if let (Some(results), false) = (&*results, answer.is_empty()) {
+                results.publish(answer).await?;
+            }
+            turn.done();
+            Ok::<(), aqueduct::Error>(())
+        }
+    })
+}
+
+/// Resolves at a signal, when enough events are done, or when there is nothing to do.
+async fn until_stop(stop: Stop, activity: Arc<Activity>, idle: Option<Span>, health: Health) {
+    let idle = async {
+        match idle {
+            Some(Span(idle)) => activity.idle(idle, || health.is_ready()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.graceful() => note("stopping; a second signal stops at once"),
+        () = activity.enough() => {}
+        () = idle => {}
+    }
+}
+
+/// Says once why it is not handling events, and again when the reason is another.
+async fn tell(health: Health) {
+    const LOOK: Duration = Duration::from_millis(200);
+    let mut told = String::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let reason = if health.is_live() && !health.is_ready() { health.reason() } else { String::new() };
+        // It is said anew only if it is another one: the same trouble may come and go.
+        if reason.contains(':') && reason != told {
+            note(format_args!("waiting: {reason}"));
+            told = reason;
+        }
+    }
+}
+
+impl Activity {
+    /// A summary on standard error, since events may be on standard output.
+    fn print(&self, output: Output) {
+        let (done, failed) = (self.count_done(), self.count_failed());
+        match output {
+            Output::Json => anstream::eprintln!("{}", serde_json::json!({ "done": done, "failed_attempts": failed })),
+            Output::Text => anstream::eprintln!("done {done}, failed attempts {failed}"),
+        }
+    }
+}

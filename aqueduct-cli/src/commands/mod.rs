@@ -1,0 +1,42 @@
+//! The commands, a file each.
+
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod consume;
+pub(crate) mod init;
+pub(crate) mod man;
+pub(crate) mod publish;
+
+use clap::ArgMatches;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Failure;
+
+/// Runs the command that was asked for.
+pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Publish(publish) => publish.run(&global, of("publish", matches)).await,
+        Command::Consume(consume) => consume.run(&global, of("consume", matches)).await,
+        Command::Init(init) => init.run(&global),
+        Command::Config(config) => config.run(&global),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
+    }
+}
+
+/// What was given to a command.
+fn of<'a>(command: &str, matches: &'a ArgMatches) -> &'a ArgMatches {
+    matches.subcommand_matches(command).unwrap_or(matches)
+}
+
+/// Writes to standard output. An output that nobody reads any more is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = anstream::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(crate::failure::unwritable(&error)),
+        _ => Ok(()),
+    }
+}
