@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{completions, config, consume, init, man, publish};
+use crate::commands::{completions, config, consume, demo, init, man, publish};
 use crate::failure::EXIT_CODES;
 use crate::output::Output;
 
@@ -63,6 +63,7 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     Publish(publish::Publish),
     Consume(Box<consume::Consume>),
+    Demo(demo::Demo),
     Init(init::Init),
     Config(config::Config),
     Completions(completions::Completions),

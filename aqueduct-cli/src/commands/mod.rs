@@ -3,6 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod consume;
+pub(crate) mod demo;
 pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod publish;
@@ -18,6 +19,7 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
     match command {
         Command::Publish(publish) => publish.run(&global, of("publish", matches)).await,
         Command::Consume(consume) => consume.run(&global, of("consume", matches)).await,
+        Command::Demo(demo) => demo.run(&global).await,
         Command::Init(init) => init.run(&global),
         Command::Config(config) => config.run(&global),
         Command::Completions(completions) => completions.run(),
