@@ -23,28 +23,7 @@ use crate::suggest::did_you_mean;
 use activity::Activity;
 use stop::Stop;
 
-const EXAMPLES: &str = "\
-Examples:
-  See what there is and stop; a name for the group that nobody else uses:
-    aqueduct consume orders --group look --exit-when-idle 1s
-
-  Run a program for each event, with the event as JSON on its standard input, its attributes as CE_ID, CE_TYPE and so on,
-  and AQUEDUCT_ATTEMPT and AQUEDUCT_EPOCH:
-    aqueduct consume orders --group mail --exec ./send-mail.sh
-    aqueduct consume orders --group mail --exec \"sh -c 'jq .data | mail -s order me@example.com'\"
-  Exit code 0 is done, 65 is a failure for good, anything else is tried again; the end of its standard error is the reason.
-
-  Thousands of events a second in any language; docs/exec-stream.md is the protocol:
-    aqueduct consume orders --group stock --exec-stream 'python3 worker.py' --workers 2
-
-  POST each event; 2xx is done, 408, 425, 429 and 5xx are tried again, anything else is a failure for good:
-    aqueduct consume orders --group web --http https://example.com/hook --http-header 'Authorization: Bearer ...'
-
-  Publish what the program writes to its standard output, CloudEvents one a line with at least a type:
-    aqueduct consume orders --group price --exec ./price.py --publish-results prices
-
-A group is handled by one process at a time; another one waits. Events of one key are handled one at a time and in order.
-An event that fails is parked, its key waits behind it, and in the end it is a dead letter. TERM and INT stop gracefully.";
+const EXAMPLES: &str = include_str!("../help/consume.txt");
 
 /// Handles the events of topics, as a group that remembers how far it has come.
 #[derive(Args)]
@@ -56,8 +35,6 @@ pub(crate) struct Consume {
     /// The name under which it remembers what is done.
     #[arg(short, long)]
     group: String,
-    #[command(flatten)]
-    what: What,
     /// Stops when so many events are done. What stands before one of them in its partition is done too.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_events: Option<u64>,
@@ -67,6 +44,8 @@ pub(crate) struct Consume {
     /// Fails if another process has the group, instead of waiting for it.
     #[arg(long)]
     no_wait: bool,
+    #[command(flatten)]
+    what: What,
     #[command(flatten)]
     settings: ConsumeSettings,
 }
@@ -153,6 +132,9 @@ impl Consume {
                 let question = did_you_mean(topic, known).map(|question| question + " ").unwrap_or_default();
                 return Err(failure.fix(format!("{question}Publish to it first, or let --create-topics create it")));
             }
+        }
+        if let Some(results) = &settings.consume.publish_results {
+            opened.broker.declare(results.as_str()).await?;
         }
         if self.no_wait {
             opened.broker = opened.broker.refuse_to_wait();

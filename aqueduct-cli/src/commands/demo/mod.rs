@@ -28,11 +28,7 @@ use reliable::{GROUP, Reliable};
 use story::{DOWN, DOWN_FROM, DOWN_TO, KILLED, PUBLISHED, Story, Webhook, number, webhooks};
 use verdict::{Verdict, table};
 
-const EXAMPLES: &str = "\
-Examples:
-  aqueduct demo
-  aqueduct demo --naive        beside it, the same faults with a plain loop that acknowledges each event
-  aqueduct demo --seconds 60   slower, to watch with `aqueduct status --watch` in another terminal";
+const EXAMPLES: &str = include_str!("../help/demo.txt");
 
 /// Shows in 20 seconds what Aqueduct promises: 329 real webhook events, a service that is down for a while, a poison event, a
 /// handler that panics, and a process that is killed in the middle.
