@@ -7,6 +7,7 @@ mod consume;
 mod demo;
 mod disk;
 mod exec;
+mod handlers;
 mod help;
 mod http;
 mod kill;
