@@ -167,7 +167,14 @@ impl Membership for SqliteMember {
             });
             let Some(floor) = floor.max() else { return Ok(()) };
             let current = self.floors.settle((topic, partition.index), epoch, floor).await?;
-            current.then_some(()).ok_or_else(|| BrokerError::Lost { partition: partition.clone() })
+            if current {
+                return Ok(());
+            }
+            let why =
+                format!("{partition} is another instance's: was the lock file of the consumer deleted, or replaced?");
+            inner.state.lock().lose(partition, why);
+            inner.arrived.notify_one();
+            Err(BrokerError::Lost { partition: partition.clone() })
         })
     }
 

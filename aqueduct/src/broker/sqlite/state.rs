@@ -191,4 +191,12 @@ impl State {
             self.any_broken = true;
         }
     }
+
+    /// A partition is not this member's any more: nothing of it is delivered.
+    pub(super) fn lose(&mut self, partition: &Partition, why: String) {
+        if let Some(part) = self.parts.get_mut(partition) {
+            part.ready.clear();
+        }
+        self.stop(partition, why);
+    }
 }
