@@ -87,7 +87,8 @@ impl Publish {
         };
         let (send, batches) = channel(2);
         let topic = self.topic.as_str().into();
-        let recipe = Arc::new(Recipe { topic, kind: self.kind, key: self.key, id: self.id });
+        let needs_time = settings.publish.format == FormatName::CloudeventsStructured;
+        let recipe = Arc::new(Recipe { topic, kind: self.kind, key: self.key, id: self.id, needs_time });
         let (by, bar) = (Arc::clone(&recipe), progress(bytes));
         let reading = tokio::task::spawn_blocking(move || read(input, &by, &send));
         let (skip_bad, summary) = (self.skip_bad, Summary::default());

@@ -66,8 +66,8 @@ fn run(victim: Victim) {
     let (mut kills, mut parked, mut events) = (0, 0, Vec::new());
     for round in 0..rounds() {
         let fresh = events_of(round);
-        let text = fresh.iter().fold(String::new(), |text, event| text + &event.to_string() + "\n");
-        world.run_with(&["publish", "--topic", "hooks"], &text).succeeded();
+        let lines: Vec<String> = fresh.iter().map(Value::to_string).collect();
+        world.run_with(&["publish", "--topic", "hooks"], &lines.join("\n")).succeeded();
         events.extend(fresh);
         let mut running = consume(&world, &[]);
         running.wait_or_end(moment(round));
