@@ -10,6 +10,7 @@ use std::time::Duration;
 use aqueduct::format::{CloudEvents, PlainJson};
 use aqueduct::{Consumer, Health, Publisher, Router};
 use clap::{ArgMatches, Args};
+use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 
 use crate::broker::{Absent, Open, open};
@@ -44,6 +45,9 @@ pub(crate) struct Consume {
     /// Fails if another process has the group, instead of waiting for it.
     #[arg(long)]
     no_wait: bool,
+    /// Tells systemd when it is ready and when it stops; for units of `Type=notify`.
+    #[arg(long)]
+    sd_notify: bool,
     #[command(flatten)]
     what: What,
     #[command(flatten)]
@@ -89,6 +93,7 @@ impl Consume {
         let router = router(Arc::clone(&handler), results, Arc::clone(&activity));
         let serve = self.consumer(consume, opened).serve(router);
         let health = serve.health();
+        let systemd = Systemd(self.sd_notify);
         let graceful = until_stop(stop.clone(), Arc::clone(&activity), self.exit_when_idle, health.clone());
         let (failed, mut failure) = oneshot::channel();
         let graceful = async move {
@@ -98,8 +103,9 @@ impl Consume {
                 // An error of the channel means that writing ended well.
                 Ok(error) = unwritten => drop(failed.send(error)),
             }
+            systemd.tell(NotifyState::Stopping);
         };
-        let telling = tokio::spawn(tell(health));
+        let telling = tokio::spawn(tell(health, systemd));
         let serving = serve.with_graceful_shutdown(graceful).into_future();
         let ended = tokio::select! {
             biased;
@@ -243,16 +249,34 @@ async fn until_stop(stop: Stop, activity: Arc<Activity>, idle: Option<Span>, hea
     }
 }
 
-/// Says once why it is not handling events, and again when the reason is another.
-async fn tell(health: Health) {
+/// The service manager, where it is to be told.
+#[derive(Clone, Copy)]
+struct Systemd(bool);
+
+impl Systemd {
+    fn tell(self, state: NotifyState<'_>) {
+        if self.0
+            && let Err(error) = sd_notify::notify(&[state])
+        {
+            note(format_args!("systemd cannot be told: {error}"));
+        }
+    }
+}
+
+/// Says once why it is not handling events, and again when the reason is another. Tells systemd when it first does.
+async fn tell(health: Health, systemd: Systemd) {
     const LOOK: Duration = Duration::from_millis(200);
-    let mut told = String::new();
+    let (mut told, mut was_ready) = (String::new(), false);
     loop {
         tokio::time::sleep(LOOK).await;
+        if health.is_ready() && !std::mem::replace(&mut was_ready, true) {
+            systemd.tell(NotifyState::Ready);
+        }
         let reason = if health.is_live() && !health.is_ready() { health.reason() } else { String::new() };
         // It is said anew only if it is another one: the same trouble may come and go.
         if reason.contains(':') && reason != told {
             note(format_args!("waiting: {reason}"));
+            systemd.tell(NotifyState::Status(&reason));
             told = reason;
         }
     }
