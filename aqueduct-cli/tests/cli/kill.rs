@@ -63,7 +63,7 @@ fn events_of(round: u64) -> Vec<Value> {
 fn run(victim: Victim) {
     let world = World::new();
     world.script("handler", HANDLER);
-    let (mut kills, mut parked, mut events) = (0, 0, Vec::new());
+    let (mut kills, mut parked, mut events, mut held) = (0, 0, Vec::new(), BTreeSet::new());
     for round in 0..rounds() {
         let fresh = events_of(round);
         let lines: Vec<String> = fresh.iter().map(Value::to_string).collect();
@@ -71,21 +71,34 @@ fn run(victim: Victim) {
         events.extend(fresh);
         let mut running = consume(&world, &[]);
         running.wait_or_end(moment(round));
-        let held = running.descendants();
+        let programs = running.descendants();
         if running.kill() {
             kills += 1;
         }
         if victim == Victim::Everything {
-            for pid in held {
+            for pid in programs {
                 crate::world::signal("KILL", &format!("-{pid}"));
             }
         }
-        parked += world.rows().iter().filter(|row| !row.dead).count();
+        check_parked(&world, &events, &held);
+        held = world.rows().into_iter().filter(|row| !row.dead).map(|row| row.id).collect();
+        parked += held.len();
     }
     let mut last = consume(&world, &["--exit-when-idle", "4s"]);
     assert!(last.end().success(), "{}", last.said);
     let effects = check(&world, &events);
     println!("{kills} kills, {} events, {effects} effects, {parked} rows parked when killed", events.len());
+}
+
+/// What was parked after the kill before is parked still, dead, or done.
+fn check_parked(world: &World, events: &[Value], held: &BTreeSet<String>) {
+    let stored: BTreeSet<String> = world.rows().into_iter().map(|row| row.id).collect();
+    let done: BTreeSet<String> =
+        steps(world).into_iter().filter(|step| step[0] == "effect").map(|[_, number, ..]| number).collect();
+    let number = |id: &str| events.iter().find(|event| event["id"] == id).unwrap()["sequence"].as_str().unwrap();
+    for id in held {
+        assert!(stored.contains(id) || done.contains(number(id)), "{id} was parked, and is gone");
+    }
 }
 
 /// The steps in the order in which they were written: what, number, key, epoch, pid.
