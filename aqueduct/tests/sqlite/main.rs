@@ -14,6 +14,7 @@ mod log_damage;
 mod points;
 #[cfg(unix)]
 mod processes;
+mod shared;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;

@@ -4,6 +4,7 @@ mod consumer;
 mod floors;
 mod lock;
 mod member;
+mod merge;
 mod publish;
 mod reader;
 mod retention;

@@ -12,6 +12,7 @@ use super::batch::{Batch, Batches};
 use super::codec::VERSION;
 use super::identities::{Known, forget_from};
 use super::log::{PartitionEntry, TopicEntry, create_topic, find_topic, partition_damage};
+use super::sqlite::MEND;
 use crate::broker::Receipt;
 use crate::clock::Timestamp;
 use crate::error::BrokerError;
@@ -148,8 +149,15 @@ impl Append<'_> {
             let found = match (before, id) {
                 (Some(before), _) => Some(entry.repeats(&before.message.body, before.partition, before.position)),
                 (None, Some(id)) => {
-                    let found = known.find(connection, (entry.topic, &entry.message.topic), id).await?;
-                    found.map(|((number, at), body)| entry.repeats(&body, u32::try_from(number).unwrap_or(0), at))
+                    match known.find(connection, (entry.topic, &entry.message.topic), id).await {
+                        Ok(found) => found
+                            .map(|((number, at), body)| entry.repeats(&body, u32::try_from(number).unwrap_or(0), at)),
+                        // Only who has this identity suffers from it.
+                        Err(sqlx::Error::Decode(what)) => {
+                            Some(Err(BrokerError::Refused(format!("the file is damaged, {what}: {MEND}"))))
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
                 (None, None) => None,
             };
