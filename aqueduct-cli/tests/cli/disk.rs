@@ -1,6 +1,5 @@
 //! A disk that is full, and files that cannot be written.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -85,12 +84,17 @@ fn printing_to_a_full_disk_settles_nothing_that_was_not_written() {
 
 #[test]
 fn a_file_that_may_not_be_written_says_so() {
-    let world = World::new();
-    world.events(1, 1);
-    std::fs::set_permissions(world.path("aqueduct.db"), PermissionsExt::from_mode(0o444)).unwrap();
-    let said = world.run_with(&["publish", "--topic", "t", "--type", "x", "--id", "n"], "{\"n\":5}");
-    // Who runs the tests as root may write all the same.
-    if said.code != Some(0) {
-        said.failed(69, &["aqueduct.db"]);
-    }
+    on_small_disk("a_file_that_may_not_be_written_says_so", 16 << 20, |disk| {
+        let world = World::new();
+        let broker = format!("sqlite:{}", disk.join("a.db").display());
+        let publish = ["publish", "--topic", "t", "--type", "x", "--id", "n", "--broker", &broker];
+        world.run_with(&publish, "{\"n\":1}").succeeded();
+        // The owner of the tests may be root, whom permissions do not stop.
+        let remount = |how: &str| Command::new("mount").args(["-o", how]).arg(disk).status().unwrap().success();
+        assert!(remount("remount,ro"));
+        let said = world.run_with(&publish, "{\"n\":2}");
+        assert!(remount("remount,rw"));
+        said.failed(69, &["a.db", "may be written to"]);
+        world.run_with(&publish, "{\"n\":2}").succeeded().says(&["confirmed 1"]);
+    });
 }
