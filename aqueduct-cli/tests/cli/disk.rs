@@ -95,6 +95,7 @@ fn a_file_that_may_not_be_written_says_so() {
         let said = world.run_with(&publish, "{\"n\":2}");
         assert!(remount("remount,rw"));
         said.failed(69, &["a.db: it cannot be", "check"]);
-        world.run_with(&publish, "{\"n\":2}").succeeded().says(&["confirmed 1"]);
+        let said = world.run_with(&publish, "{\"n\":2}").succeeded();
+        assert!(said.out.contains("confirmed 1"), "{said:?}");
     });
 }
