@@ -154,6 +154,9 @@ impl Consume {
                 return Err(failure.fix(format!("{question}Publish to it first, or let --create-topics create it")));
             }
         }
+        if let Some(results) = &settings.consume.publish_results {
+            opened.broker.declare(results.as_str()).await?;
+        }
         if self.no_wait {
             opened.broker = opened.broker.refuse_to_wait();
         }
