@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{completions, config, consume, init, man, publish};
+use crate::commands::{completions, config, consume, doctor, forget, init, man, publish, purge, rows, status, tail};
 use crate::failure::EXIT_CODES;
 use crate::output::Output;
 
@@ -18,6 +18,11 @@ Examples:
 
   Run a program for each, in the order of each key; it is tried again when it fails:
     aqueduct consume orders --group mail --exec ./send-mail.sh
+
+  How things stand; what was given up, and trying it again:
+    aqueduct status
+    aqueduct dead-letters list
+    aqueduct dead-letters replay --group mail --error timeout
 
 Settings come from aqueduct.toml in the current folder, then from the environment (AQUEDUCT_BROKER,
 AQUEDUCT_CONSUME_TIMEOUT), then from flags; the later one counts. `aqueduct config show` prints them.";
@@ -63,6 +68,16 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     Publish(publish::Publish),
     Consume(Box<consume::Consume>),
+    Status(status::Status),
+    /// Looks at parked events, which are tried again later, and mends them.
+    Parked(rows::Rows),
+    /// Looks at dead letters, which were given up, and mends them. Short: `dlq`.
+    #[command(visible_alias = "dlq")]
+    DeadLetters(rows::Rows),
+    Tail(tail::Tail),
+    Purge(purge::Purge),
+    Forget(forget::Forget),
+    Doctor(doctor::Doctor),
     Init(init::Init),
     Config(config::Config),
     Completions(completions::Completions),

@@ -78,11 +78,13 @@ impl LogReader {
     }
 
     /// What is there to be read now, about `limit` messages of each partition at most; nothing at the end. The order is that
-    /// of the times at which they were stored, and within a partition that of their positions.
+    /// of the times at which they were stored, and within a partition that of their positions. Dropping the future
+    /// loses nothing.
     pub async fn read(&mut self, limit: usize) -> Result<Vec<Logged>, BrokerError> {
         let failed = |e| broker_error(&self.file.explain(e));
         let (mut found, mut snapshot) = (Vec::new(), self.connection.begin().await.map_err(failed)?);
-        for (index, cursor) in (0..).zip(&mut self.cursors) {
+        let mut cursors = self.cursors.clone();
+        for (index, cursor) in (0..).zip(&mut cursors) {
             let entry = PartitionEntry::find(&mut snapshot, self.id, i64::from(index)).await.map_err(failed)?;
             let last = entry.next.cast_unsigned() - 1;
             if *cursor >= last {
@@ -96,10 +98,12 @@ impl LogReader {
             let logged = |(position, message)| Logged { partition: partition.clone(), position, message };
             found.push(read.into_iter().map(logged).collect::<Vec<_>>());
         }
+        // Nothing is waited for between this and the answer.
+        self.cursors = cursors;
         Ok(merged(found))
     }
 
-    /// The same, but waits until there is something. Dropping the future loses nothing but what was read.
+    /// The same, but waits until there is something. Dropping the future loses nothing.
     pub async fn next(&mut self, limit: usize) -> Result<Vec<Logged>, BrokerError> {
         loop {
             let row = sqlx::query("pragma data_version").fetch_one(&mut self.connection).await;
