@@ -18,8 +18,8 @@ Examples:
   aqueduct forget look
   aqueduct forget look --yes
 
-Started again under the same name it begins like a new group. What it has parked or dead stays in the store until it is
-discarded: `aqueduct parked list --group look`.";
+Started again under the same name it begins like a new group. What it has parked or dead stays in the \
+store until it is discarded: `aqueduct parked list --group look`.";
 
 /// Forgets how far a group has come that is gone for good, so that the log need not be kept for it.
 #[derive(Args)]

@@ -26,8 +26,9 @@ Examples:
   aqueduct purge orders --keep-bytes 500M --yes
   aqueduct purge orders --all --drop-unread
 
-Events that a group has not settled stay, unless --drop-unread is given. What is parked or dead is not in the topic any more and
-stays too. Events that were stored together, up to 64, go together. The file does not shrink, but the space is used again.";
+Events that a group has not settled stay, unless --drop-unread is given. What is parked or dead is \
+in the store and stays too. Events that were stored together, up to 64, go together. The file does not \
+shrink, but the space is used again.";
 
 /// Deletes events of a topic from the log, after saying how many. Nothing that a group has not read, unless it is said.
 #[derive(Args)]

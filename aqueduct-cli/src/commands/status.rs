@@ -24,8 +24,8 @@ Examples:
   aqueduct status --watch
   aqueduct status --output json | jq '.groups[] | select(.dead > 0)'
 
-LAG is what a group has not settled yet. A group that has lag and an owner and settles nothing is looked at for a second before
-it is called so; with --watch, for as long as that lasts. One handler may just take its time: see how long.";
+LAG is what a group has not settled yet. A group that has lag and an owner and settles nothing for \
+a second is said to; with --watch it is seen for how long. A handler may just take its time.";
 
 /// How long a group is looked at that seems to stand still.
 const SECOND: Duration = Duration::from_secs(1);

@@ -25,8 +25,9 @@ Examples:
   aqueduct tail orders --lines 20
   aqueduct tail orders --from 2026-01-05T09:00:07Z --no-follow | jq .data
 
-It prints what `consume --print` prints, one event a line. Nothing remembers that they were read. Events of different partitions
-come in the order in which they were stored. How events look in the broker is the setting consume.format.";
+It prints what `consume --print` prints, one event a line. Nothing remembers that they were read. \
+Events of different partitions come in the order in which they were stored. How events look in the \
+broker is the setting consume.format.";
 
 /// Messages of a partition that are read at a time.
 const READ: usize = 200;

@@ -31,16 +31,17 @@ pub(crate) struct Act {
     /// All of them.
     #[arg(long)]
     all: bool,
-    /// Says how many there are, and does nothing.
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
     by: By,
 }
 
 /// On whose account.
 #[derive(Args)]
+#[command(next_help_heading = "How")]
 pub(super) struct By {
+    /// Says what would be done, and does nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
     /// Why, for the record [default: this command line].
     #[arg(long, value_name = "TEXT")]
     why: Option<String>,
@@ -159,7 +160,7 @@ impl Act {
                 .fix("name them by id or place, narrow them down with --group, --key and so on, or say --all"));
         }
         let counted = self.count(opened, kind, verb).await?;
-        if self.dry_run {
+        if self.by.dry_run {
             return counted.dry_run(verb, output);
         }
         if counted.events == 0 {

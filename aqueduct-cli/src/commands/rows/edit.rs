@@ -29,17 +29,14 @@ use crate::table::{lines, pretty};
 pub(crate) struct Edit {
     /// Its id, or its place as `list` shows it.
     event: String,
-    #[command(flatten)]
-    filter: Filter,
     /// Takes new data from this file, and leaves everything else; `-` is standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "whole")]
     data: Option<PathBuf>,
     /// Takes the whole event from this file, as CloudEvents JSON; `-` is standard input.
     #[arg(long = "event", value_name = "FILE")]
     whole: Option<PathBuf>,
-    /// Says what would change, and does nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    filter: Filter,
     #[command(flatten)]
     by: By,
 }
@@ -58,7 +55,7 @@ impl Edit {
             return Ok(());
         }
         anstream::eprint!("{}", lines(&difference(&before, &after)));
-        if self.dry_run || !confirm("change the event like this", self.by.yes)? {
+        if self.by.dry_run || !confirm("change the event like this", self.by.yes)? {
             note("nothing was done");
             return Ok(());
         }

@@ -19,11 +19,11 @@ const TABLE_ROWS: usize = 200;
 
 #[derive(Args)]
 pub(crate) struct List {
-    #[command(flatten)]
-    filter: Filter,
     /// At most so many; 0 is all [default: 100, with --output json all].
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 impl List {

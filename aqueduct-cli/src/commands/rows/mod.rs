@@ -24,8 +24,8 @@ Examples:
   aqueduct dead-letters list --group mail --error timeout --older 1h
   aqueduct parked list --key customer-7 --output json | jq .id
 
-They stand in the order of their places, so those of a key are in its order. PLACE and ID name one in other commands.
-BLOCKS says whether its key waits behind a dead letter.";
+They stand in the order of their places, so those of a key are in its order. PLACE and ID name one \
+in other commands. BLOCKS says whether its key waits behind a dead letter.";
 
 const SHOW: &str = "\
 Examples:
@@ -35,7 +35,8 @@ Examples:
 const ACT: &str = "\
 Examples:
   aqueduct dead-letters replay 4711
-  aqueduct dead-letters replay --group mail --error timeout --why 'the mail server is back' --dry-run
+  aqueduct dead-letters replay --group mail --error timeout --dry-run
+  aqueduct dead-letters replay --group mail --error timeout --why 'the mail server is back'
   aqueduct dead-letters discard --type order.test --older 7d --yes
   aqueduct dead-letters skip --key customer-7
 
@@ -43,9 +44,9 @@ replay   tries it again at once; its attempts count from the start
 skip     lets the key of a dead letter that blocks go on without it
 discard  forgets it
 
-More than one event, or a discard, is asked about first. Whoever runs the group carries it out, in the order of each key,
-within a second; where nobody does, this program carries it out itself, and what is replayed runs when the group is started.
-Each action is recorded with who, when and why: `show` tells.";
+More than one event, or a discard, is asked about first. Whoever runs the group carries it out, in \
+the order of each key, within a second; where nobody does, this program carries it out itself, and \
+what is replayed runs when the group is started. Each action is recorded with who, when and why: `show` tells.";
 
 const EDIT: &str = "\
 Examples:
@@ -53,8 +54,8 @@ Examples:
   jq .fixed order.json | aqueduct dead-letters edit 4711 --data - --yes
   aqueduct dead-letters edit 4711 --event event.json --why 'the amount was negative'
 
-The whole event as CloudEvents JSON is opened in $VISUAL or $EDITOR. Its key stays what it is. A dead letter stays dead until
-it is replayed.";
+The whole event as CloudEvents JSON is opened in $VISUAL or $EDITOR. Its key stays what it is. A dead \
+letter stays dead until it is replayed.";
 
 /// Looks at events in the store, and mends them.
 #[derive(Args)]
