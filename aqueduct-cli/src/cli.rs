@@ -4,28 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{completions, config, consume, doctor, forget, init, man, publish, purge, rows, status, tail};
-use crate::failure::EXIT_CODES;
+use crate::commands::{
+    completions, config, consume, demo, doctor, forget, init, man, publish, purge, rows, status, tail,
+};
 use crate::output::Output;
 
-const EXAMPLES: &str = "\
-Examples:
-  Publish the events of a file, one JSON object a line; again, and nothing is added:
-    aqueduct publish --topic orders events.ndjson
-
-  See them:
-    aqueduct consume orders --group look --exit-when-idle 1s
-
-  Run a program for each, in the order of each key; it is tried again when it fails:
-    aqueduct consume orders --group mail --exec ./send-mail.sh
-
-  How things stand; what was given up, and trying it again:
-    aqueduct status
-    aqueduct dead-letters list
-    aqueduct dead-letters replay --group mail --error timeout
-
-Settings come from aqueduct.toml in the current folder, then from the environment (AQUEDUCT_BROKER,
-AQUEDUCT_CONSUME_TIMEOUT), then from flags; the later one counts. `aqueduct config show` prints them.";
+const EXAMPLES: &str = include_str!("commands/help/aqueduct.txt");
 
 /// Reliable events from the command line: nothing is lost, keys stay in order, one bad key hurts nobody else.
 ///
@@ -78,6 +62,7 @@ pub(crate) enum Command {
     Purge(purge::Purge),
     Forget(forget::Forget),
     Doctor(doctor::Doctor),
+    Demo(demo::Demo),
     Init(init::Init),
     Config(config::Config),
     Completions(completions::Completions),
@@ -86,6 +71,6 @@ pub(crate) enum Command {
 
 /// The whole command line, as the parser, the completions and the man page need it.
 pub(crate) fn command(plain: bool) -> clap::Command {
-    let command = Cli::command().after_long_help(format!("{EXAMPLES}\n\n{EXIT_CODES}"));
+    let command = Cli::command().after_long_help(EXAMPLES);
     command.color(if plain { ColorChoice::Never } else { ColorChoice::Auto })
 }

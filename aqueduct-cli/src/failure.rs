@@ -9,22 +9,7 @@ use serde_json::json;
 
 use crate::output::Output;
 
-/// The exit codes, as `aqueduct --help` documents them.
-pub(crate) const EXIT_CODES: &str = "\
-Exit codes:
-  0    done
-  1    something failed that no other code tells
-  2    the command line is wrong
-  65   a line of the input is bad
-  66   what is to be read does not exist: a file, a topic
-  69   broker or store cannot be used: unavailable, full, damaged, of a newer version
-  74   the output cannot be written
-  75   another process has the group, and --no-wait was given
-  78   the configuration is wrong
-  127  the program that is to handle events does not exist
-  130  stopped at once by a second signal";
-
-/// An exit code.
+/// An exit code; `aqueduct --help` documents each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     Failed = 1,

@@ -5,10 +5,12 @@ use anyhow::Result;
 use crate::run::{cargo, show};
 use crate::sim;
 
-/// Runs fresh seeds of the simulator for some seconds, then kills processes so many times.
+/// Runs fresh seeds of the simulator for some seconds, then kills processes so many times, and the program with programs as
+/// handlers a tenth as often.
 pub(crate) fn run(seconds: u64, rounds: u64) -> Result<()> {
     sim::chaos(seconds)?;
-    processes(seconds / 2, rounds)
+    processes(seconds / 2, rounds)?;
+    programs(rounds.div_ceil(10))
 }
 
 /// The tests with real processes, longer than in a usual run. One after another, since they measure.
@@ -17,5 +19,12 @@ fn processes(seconds: u64, rounds: u64) -> Result<()> {
     let mut command = cargo(&test);
     command.args(["--", "--nocapture", "--test-threads", "1"]);
     command.env("AQUEDUCT_CHAOS_SECONDS", seconds.to_string()).env("AQUEDUCT_CHAOS_ROUNDS", rounds.to_string());
+    show(&mut command)
+}
+
+/// The tests that kill `aqueduct consume --exec`.
+fn programs(rounds: u64) -> Result<()> {
+    let mut command = cargo(&["test", "--package", "aqueduct-cli", "--test", "cli", "kill::killed"]);
+    command.args(["--", "--nocapture"]).env("AQUEDUCT_CHAOS_ROUNDS", rounds.to_string());
     show(&mut command)
 }

@@ -20,12 +20,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::table::{count, one_line};
 
-const EXAMPLES: &str = "\
-Examples:
-  aqueduct doctor
-  aqueduct doctor --output json | jq 'select(.level != \"ok\")'
-
-The exit code is 0 unless a check failed. Nothing is changed.";
+const EXAMPLES: &str = include_str!("help/doctor.txt");
 
 /// Free space below which it is said, and below which little time is left.
 const DISK_LOW: u64 = 1 << 30;

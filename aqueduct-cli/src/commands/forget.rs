@@ -13,13 +13,7 @@ use crate::output::{Output, note};
 use crate::suggest::did_you_mean;
 use crate::table::count;
 
-const EXAMPLES: &str = "\
-Examples:
-  aqueduct forget look
-  aqueduct forget look --yes
-
-Started again under the same name it begins like a new group. What it has parked or dead stays in the \
-store until it is discarded: `aqueduct parked list --group look`.";
+const EXAMPLES: &str = include_str!("help/forget.txt");
 
 /// Forgets how far a group has come that is gone for good, so that the log need not be kept for it.
 #[derive(Args)]

@@ -3,6 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod consume;
+pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod forget;
 pub(crate) mod init;
@@ -31,6 +32,7 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Purge(purge) => purge.run(&global).await,
         Command::Forget(forget) => forget.run(&global).await,
         Command::Doctor(doctor) => doctor.run(&global).await,
+        Command::Demo(demo) => demo.run(&global).await,
         Command::Init(init) => init.run(&global),
         Command::Config(config) => config.run(&global),
         Command::Completions(completions) => completions.run(),

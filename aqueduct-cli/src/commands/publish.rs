@@ -20,20 +20,7 @@ use crate::failure::{Exit, Failure};
 use crate::input::{Line, Lines, Path, Recipe};
 use crate::output::{Output, progress};
 
-const EXAMPLES: &str = "\
-Lines are CloudEvents in JSON, each with `specversion`, `id`, `source` and `type`; `partitionkey` is its key:
-  aqueduct publish --topic orders events.ndjson
-
-With --type a line is any JSON object. Its id and its key are found by paths into the line, with dots or as a JSON pointer:
-  aqueduct publish --topic repos --type push --id delivery --key repository.full_name pushes.ndjson
-  aqueduct publish --topic repos --type push --id /delivery --key /repository/full_name pushes.ndjson
-
-From a program; a file that is not in lines yet:
-  some-program | aqueduct publish --topic orders -
-  jq -c '.[]' array.json | aqueduct publish --topic orders
-
-Publishing the same lines again adds nothing: an event is known by its source and id. So after any failure run the same
-command again.";
+const EXAMPLES: &str = include_str!("help/publish.txt");
 
 /// Events in one call of the library.
 const BATCH: usize = 1_000;
@@ -100,7 +87,8 @@ impl Publish {
         };
         let (send, batches) = channel(2);
         let topic = self.topic.as_str().into();
-        let recipe = Arc::new(Recipe { topic, kind: self.kind, key: self.key, id: self.id });
+        let needs_time = settings.publish.format == FormatName::CloudeventsStructured;
+        let recipe = Arc::new(Recipe { topic, kind: self.kind, key: self.key, id: self.id, needs_time });
         let (by, bar) = (Arc::clone(&recipe), progress(bytes));
         let reading = tokio::task::spawn_blocking(move || read(input, &by, &send));
         let (skip_bad, summary) = (self.skip_bad, Summary::default());

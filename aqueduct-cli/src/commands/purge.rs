@@ -19,16 +19,7 @@ use crate::failure::Failure;
 use crate::output::{Output, note};
 use crate::table::count;
 
-const EXAMPLES: &str = "\
-Examples:
-  aqueduct purge orders --older 30d --dry-run
-  aqueduct purge orders --before 2026-01-05T00:00:00Z
-  aqueduct purge orders --keep-bytes 500M --yes
-  aqueduct purge orders --all --drop-unread
-
-Events that a group has not settled stay, unless --drop-unread is given. What is parked or dead is \
-in the store and stays too. Events that were stored together, up to 64, go together. The file does not \
-shrink, but the space is used again.";
+const EXAMPLES: &str = include_str!("help/purge.txt");
 
 /// Deletes events of a topic from the log, after saying how many. Nothing that a group has not read, unless it is said.
 #[derive(Args)]

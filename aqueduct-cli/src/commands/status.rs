@@ -18,14 +18,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::table::{Table, age, span};
 
-const EXAMPLES: &str = "\
-Examples:
-  aqueduct status
-  aqueduct status --watch
-  aqueduct status --output json | jq '.groups[] | select(.dead > 0)'
-
-LAG is what a group has not settled yet. A group that has lag and an owner and settles nothing for \
-a second is said to; with --watch it is seen for how long. A handler may just take its time.";
+const EXAMPLES: &str = include_str!("help/status.txt");
 
 /// How long a group is looked at that seems to stand still.
 const SECOND: Duration = Duration::from_secs(1);

@@ -19,15 +19,7 @@ use crate::handler::Delivery;
 use crate::output::note;
 use crate::suggest::did_you_mean;
 
-const EXAMPLES: &str = "\
-Examples:
-  aqueduct tail orders
-  aqueduct tail orders --lines 20
-  aqueduct tail orders --from 2026-01-05T09:00:07Z --no-follow | jq .data
-
-It prints what `consume --print` prints, one event a line. Nothing remembers that they were read. \
-Events of different partitions come in the order in which they were stored. How events look in the \
-broker is the setting consume.format.";
+const EXAMPLES: &str = include_str!("help/tail.txt");
 
 /// Messages of a partition that are read at a time.
 const READ: usize = 200;

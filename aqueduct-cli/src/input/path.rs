@@ -1,10 +1,10 @@
 //! Paths into JSON: `repository.full_name` or `/repository/full_name`.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A way to a value inside a JSON object. Segments are joined by dots, or it is a JSON pointer (RFC 6901), which begins
@@ -40,95 +40,26 @@ impl Path {
     /// The text, number or boolean that it leads to; none if there is nothing, `null` or an empty text. An error says what
     /// is wrong with the JSON, or that something else is there.
     pub(crate) fn find(&self, json: &[u8]) -> Result<Option<String>, String> {
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let found = Step(&self.segments).deserialize(&mut reader);
-        let raw = found.and_then(|found| reader.end().map(|()| found)).map_err(|e| e.to_string())?;
-        match raw.map(RawValue::get) {
+        let whole: &RawValue = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        let found = self.segments.iter().try_fold(whole, |value, segment| step(value, segment));
+        match found.map(RawValue::get) {
             None | Some("null" | "\"\"") => Ok(None),
             Some(text) if text.starts_with('"') => serde_json::from_str(text).map(Some).map_err(|e| e.to_string()),
             Some(text) if text.starts_with(['{', '[']) => {
-                Err(format!("at `{self}` is no text and no number, but an {}", kind(text)))
+                let kind = if text.starts_with('{') { "object" } else { "array" };
+                Err(format!("at `{self}` is no text and no number, but an {kind}"))
             }
             Some(text) => Ok(Some(text.to_owned())),
         }
     }
 }
 
-fn kind(text: &str) -> &'static str {
-    if text.starts_with('{') { "object" } else { "array" }
-}
-
-/// What is left of the way. The last of several fields of a name counts.
-struct Step<'p>(&'p [String]);
-
-impl<'de> DeserializeSeed<'de> for Step<'_> {
-    type Value = Option<&'de RawValue>;
-
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
-        match self.0 {
-            [] => <&RawValue>::deserialize(reader).map(Some),
-            _ => reader.deserialize_any(self),
-        }
-    }
-}
-
-impl<'de> Visitor<'de> for Step<'_> {
-    type Value = Option<&'de RawValue>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
-        while let Some(name) = map.next_key::<Cow<'_, str>>()? {
-            if name == self.0[0] {
-                found = map.next_value_seed(Self(&self.0[1..]))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(found)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let wanted = self.0[0].parse::<usize>().ok();
-        let (mut found, mut at) = (None, 0);
-        loop {
-            if wanted == Some(at) {
-                match seq.next_element_seed(Self(&self.0[1..]))? {
-                    Some(value) => found = value,
-                    None => return Ok(found),
-                }
-            } else if seq.next_element::<IgnoredAny>()?.is_none() {
-                return Ok(found);
-            }
-            at += 1;
-        }
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(None)
+/// What is below a value under this name or number. The last of several fields of a name counts.
+fn step<'a>(value: &'a RawValue, segment: &str) -> Option<&'a RawValue> {
+    match value.get().as_bytes().first()? {
+        b'{' => serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(value.get()).ok()?.remove(segment),
+        b'[' => serde_json::from_str::<Vec<&RawValue>>(value.get()).ok()?.get(segment.parse::<usize>().ok()?).copied(),
+        _ => None,
     }
 }
 

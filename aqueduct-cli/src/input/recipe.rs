@@ -15,6 +15,8 @@ pub(crate) struct Recipe {
     /// The first that leads to something counts.
     pub(crate) key: Vec<Path>,
     pub(crate) id: Option<Path>,
+    /// Its time is part of what is compared when it is published again, so it must not be that of publishing.
+    pub(crate) needs_time: bool,
 }
 
 impl Recipe {
@@ -30,6 +32,9 @@ impl Recipe {
         }
         if !self.key.is_empty() {
             event = event.key(self.key(line)?);
+        }
+        if self.needs_time && event.time.is_none() {
+            return Err("it has no time, which the structured encoding needs: published again it would differ".into());
         }
         event.topic = Some(self.topic.clone());
         Ok(event)

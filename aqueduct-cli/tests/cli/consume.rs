@@ -162,3 +162,24 @@ fn an_output_that_nobody_reads_any_more_ends_it() {
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
+    let world = World::new();
+    world.events(1, 1);
+    let path = world.path("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(crate::world::LONG)).unwrap();
+    let mut command = world.command(&["consume", "t", "--group", "g", "--sd-notify"]);
+    command.env("NOTIFY_SOCKET", &path);
+    let mut running = crate::world::Running::start(command);
+    let told = || {
+        let mut buffer = [0; 200];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    assert_eq!(told(), "READY=1");
+    running.signal("TERM");
+    assert_eq!(told(), "STOPPING=1");
+    assert!(running.end().success());
+}

@@ -5,7 +5,7 @@ use crate::world::World;
 #[test]
 fn every_help_is_as_it_was_looked_at() {
     let world = World::new();
-    let commands = ["", "publish", "consume", "init", "config", "config show", "completions", "man"];
+    let commands = ["", "publish", "consume", "demo", "init", "config", "config show", "completions", "man"];
     for command in commands {
         let arguments: Vec<&str> = command.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();
         let help = world.run(&arguments).succeeded().out;

@@ -43,32 +43,62 @@ fn moment(round: u64) -> Duration {
 fn consume(world: &World, more: &[&str]) -> Running {
     let handler = world.path("handler");
     let base = ["consume", "hooks", "--group", "g", "--exec", handler.to_str().unwrap(), "--concurrency", "8"];
-    let policy = ["--quick-attempts", "2", "--quick-delay", "5ms", "--parked-delay", "300ms", "--timeout", "20s"];
+    let policy = ["--quick-attempts", "2", "--quick-delay", "5ms", "--parked-delay", "40ms", "--timeout", "20s"];
     world.start(&[&base[..], &policy, more].concat())
+}
+
+/// The real events under ids and numbers of their own in each round, so that every kill finds work to interrupt.
+fn events_of(round: u64) -> Vec<Value> {
+    let text = std::fs::read_to_string(WEBHOOKS).unwrap();
+    let renamed = |line: &str| {
+        let mut event: Value = serde_json::from_str(line).unwrap();
+        let number: u64 = event["sequence"].as_str().unwrap().parse().unwrap();
+        event["id"] = Value::from(format!("{} {round}", event["id"].as_str().unwrap()));
+        event["sequence"] = Value::from(format!("{:06}", round * 1_000 + number));
+        event
+    };
+    text.lines().map(renamed).collect()
 }
 
 fn run(victim: Victim) {
     let world = World::new();
-    world.webhooks();
     world.script("handler", HANDLER);
-    let (mut kills, mut parked) = (0, 0);
+    let (mut kills, mut parked, mut events, mut held) = (0, 0, Vec::new(), BTreeSet::new());
     for round in 0..rounds() {
+        let fresh = events_of(round);
+        let lines: Vec<String> = fresh.iter().map(Value::to_string).collect();
+        world.run_with(&["publish", "--topic", "hooks"], &lines.join("\n")).succeeded();
+        events.extend(fresh);
         let mut running = consume(&world, &[]);
         running.wait_or_end(moment(round));
-        let held = running.descendants();
+        let programs = running.descendants();
         if running.kill() {
             kills += 1;
         }
         if victim == Victim::Everything {
-            for pid in held {
+            for pid in programs {
                 crate::world::signal("KILL", &format!("-{pid}"));
             }
         }
-        parked += world.rows().iter().filter(|row| !row.dead).count();
+        check_parked(&world, &events, &held);
+        held = world.rows().into_iter().filter(|row| !row.dead).map(|row| row.id).collect();
+        parked += held.len();
     }
-    let mut last = consume(&world, &["--exit-when-idle", "3s"]);
+    let mut last = consume(&world, &["--exit-when-idle", "4s"]);
     assert!(last.end().success(), "{}", last.said);
-    println!("{kills} kills, {parked} rows parked when killed, {} effects", check(&world));
+    let effects = check(&world, &events);
+    println!("{kills} kills, {} events, {effects} effects, {parked} rows parked when killed", events.len());
+}
+
+/// What was parked after the kill before is parked still, dead, or done.
+fn check_parked(world: &World, events: &[Value], held: &BTreeSet<String>) {
+    let stored: BTreeSet<String> = world.rows().into_iter().map(|row| row.id).collect();
+    let done: BTreeSet<String> =
+        steps(world).into_iter().filter(|step| step[0] == "effect").map(|[_, number, ..]| number).collect();
+    let number = |id: &str| events.iter().find(|event| event["id"] == id).unwrap()["sequence"].as_str().unwrap();
+    for id in held {
+        assert!(stored.contains(id) || done.contains(number(id)), "{id} was parked, and is gone");
+    }
 }
 
 /// The steps in the order in which they were written: what, number, key, epoch, pid.
@@ -82,9 +112,7 @@ fn steps(world: &World) -> Vec<[String; 5]> {
 }
 
 /// Judges the whole, and answers how many effects there were.
-fn check(world: &World) -> usize {
-    let events: Vec<Value> =
-        std::fs::read_to_string(WEBHOOKS).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+fn check(world: &World, events: &[Value]) -> usize {
     let steps = steps(world);
     let effects: Vec<&[String; 5]> = steps.iter().filter(|step| step[0] == "effect").collect();
     let dead: BTreeSet<String> = world
@@ -96,12 +124,12 @@ fn check(world: &World) -> usize {
         })
         .collect();
     let done: BTreeSet<&str> = effects.iter().map(|step| step[1].as_str()).collect();
-    for event in &events {
+    for event in events {
         let (id, number) = (event["id"].as_str().unwrap(), event["sequence"].as_str().unwrap());
         assert!(done.contains(number) != dead.contains(id), "I1: {number} is to be done or dead");
         assert_eq!(dead.contains(id), event["type"].as_str().unwrap().starts_with("github.fork"), "{number}");
     }
-    check_order(&effects, &events);
+    check_order(&effects, events);
     check_overlap(&steps);
     effects.len()
 }

@@ -4,8 +4,10 @@
 
 mod config;
 mod consume;
+mod demo;
 mod disk;
 mod exec;
+mod handlers;
 mod help;
 mod http;
 mod kill;

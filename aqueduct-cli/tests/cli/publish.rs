@@ -90,6 +90,39 @@ fn the_same_id_with_another_body_is_reported() {
 }
 
 #[test]
+fn the_structured_encoding_needs_a_time_since_it_is_compared() {
+    let world = World::new();
+    let publish = ["publish", "--topic", "t", "--format", "cloudevents-structured"];
+    world.run_with(&publish, GOOD).failed(65, &["line 1 is bad: it has no time"]);
+    let timed = GOOD.replace("\"id\"", "\"time\":\"2026-01-05T09:00:07Z\",\"id\"");
+    world.run_with(&publish, &timed).succeeded();
+    assert_eq!(world.run_with(&publish, &timed).succeeded().out, "read 1, confirmed 0, duplicates 1, bad 0\n");
+}
+
+#[test]
+fn killed_in_the_middle_it_goes_on_where_it_was() {
+    let world = World::new();
+    let lines: Vec<String> = (0..60_000).map(|n| format!("{{\"n\":{n},\"k\":\"key-{}\"}}", n % 50)).collect();
+    let path = world.write("lines", &lines.join("\n"));
+    let publish = ["publish", "--topic", "t", "--type", "tick", "--id", "n", "--key", "k", path.to_str().unwrap()];
+    for _ in 0..3 {
+        let mut running = world.start(&publish);
+        running.wait_or_end(std::time::Duration::from_millis(150));
+        running.kill();
+    }
+    let said = world.run(&publish).succeeded().out;
+    assert!(said.starts_with("read 60000, ") && said.ends_with("bad 0\n"), "{said}");
+    let look = world.run(&["consume", "t", "--group", "look", "--exit-when-idle", "1s"]).succeeded().out;
+    let mut last = std::collections::BTreeMap::<String, u64>::new();
+    for line in look.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let (key, n) = (event["partitionkey"].as_str().unwrap(), event["data"]["n"].as_u64().unwrap());
+        assert!(last.insert(key.to_owned(), n).is_none_or(|before| before + 50 == n), "{key}: {n}");
+    }
+    assert_eq!(look.lines().count(), 60_000);
+}
+
+#[test]
 fn inputs_topics_and_files_that_cannot_be_used_say_so() {
     let world = World::new();
     world

@@ -84,12 +84,6 @@ impl World {
         Said::of(command)
     }
 
-    /// Publishes the real events to the topic `hooks`.
-    pub(crate) fn webhooks(&self) -> usize {
-        self.run(&["publish", "--topic", "hooks", WEBHOOKS]).succeeded();
-        std::fs::read_to_string(WEBHOOKS).unwrap().lines().count()
-    }
-
     /// Publishes `count` small events of `keys` keys to the topic `t`, with ids from 0.
     pub(crate) fn events(&self, count: usize, keys: usize) {
         let line = |n: usize| format!("{{\"n\":{n},\"k\":\"key-{}\"}}\n", n % keys);

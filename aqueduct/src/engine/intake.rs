@@ -195,8 +195,11 @@ impl Core {
             return false;
         }
         let now = self.now;
-        let delays = places.into_iter().map(|(lane, place)| owned.returned.close(lane, place, now, RETURN_DELAY));
+        let delays = places.iter().map(|(lane, place)| owned.returned.close(*lane, *place, now, RETURN_DELAY));
         let delay = delays.max().unwrap_or(RETURN_DELAY);
+        for (lane, place) in places {
+            owned.returned.close(lane, place, now, delay);
+        }
         self.return_delivery(slot, Place { position, index: 0 }, delay);
         true
     }

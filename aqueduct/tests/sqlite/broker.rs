@@ -248,6 +248,21 @@ async fn an_identity_is_forgotten_with_its_message_and_not_before() {
 }
 
 #[tokio::test]
+async fn who_is_overtaken_by_another_instance_delivers_nothing_more() {
+    let (folder, broker) = with(|options| options.partitions(1)).await;
+    publish(&broker, (0..10).map(sized).collect()).await;
+    let member = join(&broker, &["orders"]).await;
+    let Arrival::Assigned { partition, .. } = member.next(Room::new(0, &[])).await.unwrap() else { unreachable!() };
+    bodies(&*member, 1).await;
+    // As another instance does, which the lock keeps away unless somebody deletes it.
+    crate::store::run(&folder.path().join("aqueduct.db"), "update aq_floors set epoch = epoch + 1").await;
+    let lost = member.settle(&partition, &[Settle::Floor(Position(1))]).await;
+    assert!(matches!(&lost, Err(BrokerError::Lost { .. })), "{lost:?}");
+    let Arrival::Stopped { why, .. } = member.next(Room::new(100, &[])).await.unwrap() else { panic!("it goes on") };
+    assert!(why.contains("another instance"), "{why}");
+}
+
+#[tokio::test]
 async fn repeats_inside_one_append_are_told_from_what_is_new() {
     let (_folder, broker) = with(|options| options.partitions(1)).await;
     publish(&broker, vec![sized(1)]).await;

@@ -15,6 +15,7 @@ mod operators;
 mod points;
 #[cfg(unix)]
 mod processes;
+mod shared;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use aqueduct::format::{CloudEvents, PlainJson};
 use aqueduct::{Consumer, Health, Publisher, Router};
 use clap::{ArgMatches, Args};
+use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 
 use crate::broker::{Absent, Open, open};
@@ -23,28 +24,7 @@ use crate::suggest::did_you_mean;
 use activity::Activity;
 use stop::Stop;
 
-const EXAMPLES: &str = "\
-Examples:
-  See what there is and stop; a name for the group that nobody else uses:
-    aqueduct consume orders --group look --exit-when-idle 1s
-
-  Run a program for each event, with the event as JSON on its standard input, its attributes as CE_ID, CE_TYPE and so on,
-  and AQUEDUCT_ATTEMPT and AQUEDUCT_EPOCH:
-    aqueduct consume orders --group mail --exec ./send-mail.sh
-    aqueduct consume orders --group mail --exec \"sh -c 'jq .data | mail -s order me@example.com'\"
-  Exit code 0 is done, 65 is a failure for good, anything else is tried again; the end of its standard error is the reason.
-
-  Thousands of events a second in any language; docs/exec-stream.md is the protocol:
-    aqueduct consume orders --group stock --exec-stream 'python3 worker.py' --workers 2
-
-  POST each event; 2xx is done, 408, 425, 429 and 5xx are tried again, anything else is a failure for good:
-    aqueduct consume orders --group web --http https://example.com/hook --http-header 'Authorization: Bearer ...'
-
-  Publish what the program writes to its standard output, CloudEvents one a line with at least a type:
-    aqueduct consume orders --group price --exec ./price.py --publish-results prices
-
-A group is handled by one process at a time; another one waits. Events of one key are handled one at a time and in order.
-An event that fails is parked, its key waits behind it, and in the end it is a dead letter. TERM and INT stop gracefully.";
+const EXAMPLES: &str = include_str!("../help/consume.txt");
 
 /// Handles the events of topics, as a group that remembers how far it has come.
 #[derive(Args)]
@@ -56,8 +36,6 @@ pub(crate) struct Consume {
     /// The name under which it remembers what is done.
     #[arg(short, long)]
     group: String,
-    #[command(flatten)]
-    what: What,
     /// Stops when so many events are done. What stands before one of them in its partition is done too.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_events: Option<u64>,
@@ -67,6 +45,11 @@ pub(crate) struct Consume {
     /// Fails if another process has the group, instead of waiting for it.
     #[arg(long)]
     no_wait: bool,
+    /// Tells systemd when it is ready and when it stops; for units of `Type=notify`.
+    #[arg(long)]
+    sd_notify: bool,
+    #[command(flatten)]
+    what: What,
     #[command(flatten)]
     settings: ConsumeSettings,
 }
@@ -110,6 +93,7 @@ impl Consume {
         let router = router(Arc::clone(&handler), results, Arc::clone(&activity));
         let serve = self.consumer(consume, opened).serve(router);
         let health = serve.health();
+        let systemd = Systemd(self.sd_notify);
         let graceful = until_stop(stop.clone(), Arc::clone(&activity), self.exit_when_idle, health.clone());
         let (failed, mut failure) = oneshot::channel();
         let graceful = async move {
@@ -119,8 +103,9 @@ impl Consume {
                 // An error of the channel means that writing ended well.
                 Ok(error) = unwritten => drop(failed.send(error)),
             }
+            systemd.tell(NotifyState::Stopping);
         };
-        let telling = tokio::spawn(tell(health));
+        let telling = tokio::spawn(tell(health, systemd));
         let serving = serve.with_graceful_shutdown(graceful).into_future();
         let ended = tokio::select! {
             biased;
@@ -264,16 +249,34 @@ async fn until_stop(stop: Stop, activity: Arc<Activity>, idle: Option<Span>, hea
     }
 }
 
-/// Says once why it is not handling events, and again when the reason is another.
-async fn tell(health: Health) {
+/// The service manager, where it is to be told.
+#[derive(Clone, Copy)]
+struct Systemd(bool);
+
+impl Systemd {
+    fn tell(self, state: NotifyState<'_>) {
+        if self.0
+            && let Err(error) = sd_notify::notify(&[state])
+        {
+            note(format_args!("systemd cannot be told: {error}"));
+        }
+    }
+}
+
+/// Says once why it is not handling events, and again when the reason is another. Tells systemd when it first does.
+async fn tell(health: Health, systemd: Systemd) {
     const LOOK: Duration = Duration::from_millis(200);
-    let mut told = String::new();
+    let (mut told, mut was_ready) = (String::new(), false);
     loop {
         tokio::time::sleep(LOOK).await;
+        if health.is_ready() && !std::mem::replace(&mut was_ready, true) {
+            systemd.tell(NotifyState::Ready);
+        }
         let reason = if health.is_live() && !health.is_ready() { health.reason() } else { String::new() };
         // It is said anew only if it is another one: the same trouble may come and go.
         if reason.contains(':') && reason != told {
             note(format_args!("waiting: {reason}"));
+            systemd.tell(NotifyState::Status(&reason));
             told = reason;
         }
     }

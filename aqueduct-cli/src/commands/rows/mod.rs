@@ -18,44 +18,13 @@ use crate::cli::Global;
 use crate::config::{Flags, load};
 use crate::failure::{Exit, Failure};
 
-const LIST: &str = "\
-Examples:
-  aqueduct dead-letters list
-  aqueduct dead-letters list --group mail --error timeout --older 1h
-  aqueduct parked list --key customer-7 --output json | jq .id
+const LIST: &str = include_str!("../help/rows-list.txt");
 
-They stand in the order of their places, so those of a key are in its order. PLACE and ID name one \
-in other commands. BLOCKS says whether its key waits behind a dead letter.";
+const SHOW: &str = include_str!("../help/rows-show.txt");
 
-const SHOW: &str = "\
-Examples:
-  aqueduct dead-letters show 4711
-  aqueduct parked show orders/3/17 --group mail --output json";
+const ACT: &str = include_str!("../help/rows-act.txt");
 
-const ACT: &str = "\
-Examples:
-  aqueduct dead-letters replay 4711
-  aqueduct dead-letters replay --group mail --error timeout --dry-run
-  aqueduct dead-letters replay --group mail --error timeout --why 'the mail server is back'
-  aqueduct dead-letters discard --type order.test --older 7d --yes
-  aqueduct dead-letters skip --key customer-7
-
-replay   tries it again at once; its attempts count from the start
-skip     lets the key of a dead letter that blocks go on without it
-discard  forgets it
-
-More than one event, or a discard, is asked about first. Whoever runs the group carries it out, in \
-the order of each key, within a second; where nobody does, this program carries it out itself, and \
-what is replayed runs when the group is started. Each action is recorded with who, when and why: `show` tells.";
-
-const EDIT: &str = "\
-Examples:
-  aqueduct dead-letters edit 4711
-  jq .fixed order.json | aqueduct dead-letters edit 4711 --data - --yes
-  aqueduct dead-letters edit 4711 --event event.json --why 'the amount was negative'
-
-The whole event as CloudEvents JSON is opened in $VISUAL or $EDITOR. Its key stays what it is. A dead \
-letter stays dead until it is replayed.";
+const EDIT: &str = include_str!("../help/rows-edit.txt");
 
 /// Looks at events in the store, and mends them.
 #[derive(Args)]

@@ -1,7 +1,6 @@
 //! Writing down up to where a consumer has settled its partitions: those of all in one write, and not too often.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -11,30 +10,22 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::broker_error;
+use super::merge::{Merge, Merged};
 use crate::error::{BrokerError, StoreError};
 use crate::outcome::BoxFuture;
 use crate::store::sql::sqlite::SqliteFile;
-use crate::store::sql::writer::AnyTask;
 use crate::topic::{Epoch, Text};
 
 /// The time from one write to the next: each waits for the disk, and what is not written is only handled again after a crash.
 const EVERY: Duration = Duration::from_millis(10);
 
 /// The floors of a consumer on their way into the file.
-#[derive(Clone)]
-pub(super) struct Floors(Arc<Shared>);
+pub(super) struct Floors(Merged<Settling>);
 
-struct Shared {
-    file: SqliteFile,
+struct Settling {
     consumer: Text,
-    waiting: Mutex<Waiting>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    settles: Vec<Settle>,
     /// When the last write began.
-    wrote_at: Option<Instant>,
+    wrote_at: Mutex<Option<Instant>>,
 }
 
 /// Everything up to the floor is settled.
@@ -48,8 +39,7 @@ struct Settle {
 
 impl Floors {
     pub(super) fn new(file: &SqliteFile, consumer: &Text) -> Self {
-        let (file, consumer) = (file.clone(), consumer.clone());
-        Self(Arc::new(Shared { file, consumer, waiting: Mutex::default() }))
+        Self(Merged::new(file, Settling { consumer: consumer.clone(), wrote_at: Mutex::new(None) }))
     }
 
     /// Writes down up to where a partition is settled. Answers false if it is owned under another epoch.
@@ -60,47 +50,21 @@ impl Floors {
         floor: u64,
     ) -> Result<bool, BrokerError> {
         let (back, answer) = oneshot::channel();
-        let first = {
-            let mut waiting = self.0.waiting.lock();
-            waiting.settles.push(Settle { topic, number, epoch, floor, back });
-            (waiting.settles.len() == 1).then_some(waiting.wrote_at)
-        };
-        if let Some(wrote_at) = first {
-            let floors = self.clone();
-            tokio::spawn(async move {
-                if let Some(wrote_at) = wrote_at {
-                    tokio::time::sleep_until(wrote_at + EVERY).await;
-                }
-                let file = floors.0.file.clone();
-                file.hand_in(Box::new(SettleAll { floors, settles: Vec::new(), current: Vec::new() })).await;
-            });
-        }
+        self.0.push(Settle { topic, number, epoch, floor, back });
         answer.await.unwrap_or(Err(BrokerError::Closed))
     }
-
-    fn take(&self) -> Vec<Settle> {
-        let mut waiting = self.0.waiting.lock();
-        waiting.wrote_at = Some(Instant::now());
-        std::mem::take(&mut waiting.settles)
-    }
 }
 
-/// Writes all floors that wait when its turn comes.
-struct SettleAll {
-    floors: Floors,
-    settles: Vec<Settle>,
-    /// The partitions that are owned under the epoch that was named.
-    current: Vec<(i64, i64, i64)>,
-}
-
-impl SettleAll {
-    async fn settle(&mut self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        if self.settles.is_empty() {
-            self.settles = self.floors.take();
-        }
+impl Settling {
+    /// Answers the topic, number and epoch of those that are owned under the epoch that was named.
+    async fn settle(
+        &self,
+        settles: &[Settle],
+        connection: &mut SqliteConnection,
+    ) -> Result<Vec<(i64, i64, i64)>, sqlx::Error> {
         // One row of an update takes in one value.
         let mut highest: BTreeMap<(i64, u32, u64), u64> = BTreeMap::new();
-        for Settle { topic, number, epoch, floor, .. } in &self.settles {
+        for Settle { topic, number, epoch, floor, .. } in settles {
             let known = highest.entry((*topic, *number, epoch.0)).or_default();
             *known = (*known).max(*floor);
         }
@@ -116,30 +80,44 @@ impl SettleAll {
              returning topic, number, epoch",
         )
         .bind(list)
-        .bind(self.floors.0.consumer.as_str().to_owned())
+        .bind(self.consumer.as_str().to_owned())
         .fetch_all(connection)
         .await?;
-        let current = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)));
-        self.current = current.collect::<Result<_, sqlx::Error>>()?;
-        Ok(())
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
     }
 }
 
-impl AnyTask for SettleAll {
-    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move { self.settle(connection).await.map_err(|e| self.floors.0.file.explain(e)) })
+impl Merge for Settling {
+    type Part = Settle;
+    type Done = Vec<(i64, i64, i64)>;
+
+    const COST_MAX: usize = usize::MAX;
+
+    fn cost(_: &Settle) -> usize {
+        1
     }
 
-    fn answer(mut self: Box<Self>, committed: Result<(), StoreError>) {
-        // Refused before its turn came: those that wait for it are told.
-        if self.settles.is_empty() {
-            self.settles = self.floors.take();
-        }
-        for Settle { topic, number, epoch, back, .. } in self.settles {
+    fn not_before(&self) -> Option<Instant> {
+        self.wrote_at.lock().map(|at| at + EVERY)
+    }
+
+    fn run<'a>(
+        &'a self,
+        file: &'a SqliteFile,
+        settles: &'a [Settle],
+        connection: &'a mut SqliteConnection,
+    ) -> BoxFuture<'a, Result<Self::Done, StoreError>> {
+        *self.wrote_at.lock() = Some(Instant::now());
+        Box::pin(async move { self.settle(settles, connection).await.map_err(|e| file.explain(e)) })
+    }
+
+    fn answer(&self, settles: Vec<Settle>, done: Result<Self::Done, StoreError>) -> Vec<Settle> {
+        for Settle { topic, number, epoch, back, .. } in settles {
             let place = (topic, i64::from(number), epoch.0.cast_signed());
-            let answer = committed.as_ref().map(|()| self.current.contains(&place)).map_err(broker_error);
+            let answer = done.as_ref().map(|current| current.contains(&place)).map_err(broker_error);
             // Who does not wait any more does not need the answer.
             drop(back.send(answer));
         }
+        Vec::new()
     }
 }

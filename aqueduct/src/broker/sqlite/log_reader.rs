@@ -18,6 +18,9 @@ use crate::topic::{Partition, Position, Topic};
 /// How often commits are looked for.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// What is read of one partition at a time, at most.
+const READ_BYTES: usize = 4 << 20;
+
 /// Reads a topic; made by [`SqliteBroker::read`]. Nothing is settled and nothing remembered: it leaves no trace in the file,
 /// and retention does not wait for it.
 pub struct LogReader {
@@ -91,7 +94,7 @@ impl LogReader {
                 continue;
             }
             let partition = Partition { topic: self.topic.clone(), index };
-            let slice = Slice { partition: &partition, topic: self.id, after: *cursor, limit };
+            let slice = Slice { partition: &partition, topic: self.id, after: *cursor, limit, bytes: READ_BYTES };
             let read = slice.read(&mut snapshot, &entry).await.map_err(failed)?;
             let read = read.map_err(|e: StoreError| broker_error(&e))?;
             *cursor = read.last().map_or(last, |(position, _)| position.0);

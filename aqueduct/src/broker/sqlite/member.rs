@@ -120,6 +120,9 @@ impl Inner {
     }
 
     async fn arrival(&self, room: Room<'_>) -> Result<Arrival, BrokerError> {
+        if std::mem::take(&mut self.state.lock().told) {
+            self.wanted.notify_one();
+        }
         loop {
             {
                 let mut state = self.state.lock();
@@ -133,7 +136,7 @@ impl Inner {
                     return Ok(arrival);
                 }
                 if let Some(error) = state.failed.take() {
-                    self.wanted.notify_one();
+                    state.told = true;
                     return Err(error);
                 }
             }
@@ -167,7 +170,14 @@ impl Membership for SqliteMember {
             });
             let Some(floor) = floor.max() else { return Ok(()) };
             let current = self.floors.settle((topic, partition.index), epoch, floor).await?;
-            current.then_some(()).ok_or_else(|| BrokerError::Lost { partition: partition.clone() })
+            if current {
+                return Ok(());
+            }
+            let why =
+                format!("{partition} is another instance's: was the lock file of the consumer deleted, or replaced?");
+            inner.state.lock().lose(partition, epoch, why);
+            inner.arrived.notify_one();
+            Err(BrokerError::Lost { partition: partition.clone() })
         })
     }
 

@@ -5,6 +5,7 @@ mod floors;
 mod lock;
 mod log_reader;
 mod member;
+mod merge;
 mod publish;
 mod reader;
 mod retention;

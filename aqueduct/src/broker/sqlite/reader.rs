@@ -82,8 +82,10 @@ impl Reader {
     /// Reads ahead for as long as the member is there.
     pub(super) async fn run(mut self, member: Arc<Inner>) {
         loop {
-            if let Err(error) = self.step(&member).await {
-                member.state.lock().failed = Some(error);
+            let failed = self.step(&member).await.err();
+            let wait = failed.is_some();
+            member.state.lock().failed = failed;
+            if wait {
                 member.arrived.notify_one();
                 // Whoever is told knows how long to wait before it asks again.
                 member.wanted.notified().await;
@@ -102,7 +104,10 @@ impl Reader {
         }
         tokio::select! {
             biased;
-            () = member.wanted.notified() => Ok(()),
+            () = member.wanted.notified() => {
+                self.stale = true;
+                Ok(())
+            }
             waited = self.wait(&member.file) => waited,
         }
     }
@@ -122,7 +127,13 @@ impl Reader {
         let mut trouble = None;
         for want in wants {
             let Some(entry) = entries.get(&(want.topic, i64::from(want.partition.index))) else { continue };
-            let slice = Slice { partition: &want.partition, topic: want.topic, after: want.after, limit: want.limit };
+            let slice = Slice {
+                partition: &want.partition,
+                topic: want.topic,
+                after: want.after,
+                limit: want.limit,
+                bytes: want.bytes,
+            };
             let read = slice.read(&mut snapshot, entry).await;
             match read.map_err(|e| member.file.explain(e)).and_then(std::convert::identity) {
                 Ok(messages) => {
@@ -131,7 +142,7 @@ impl Reader {
                 }
                 // The others have their turn.
                 Err(StoreError::Unavailable(source)) => trouble = Some(source),
-                Err(error) => member.state.lock().stop(&want.partition, error.to_string()),
+                Err(error) => member.state.lock().stop(&want.partition, Some(want.epoch), error.to_string()),
             }
             self.busy_at = Instant::now();
         }

@@ -246,12 +246,15 @@ impl Delete {
         .fetch_all(&mut *connection)
         .await?;
         let mut excess = self.retention.excess(connection, self.topic).await?;
-        let (mut deleted, mut identities) = (Deleted::default(), Vec::new());
+        let (mut deleted, mut identities, mut damaged) = (Deleted::default(), Vec::new(), Vec::new());
         for row in &rows {
             let batch = match Batch::read(row, self.topic, self.number)? {
                 Ok(batch) => batch,
-                // Everybody has settled it, or passes it. Its identities count no more once it is gone.
-                Err(Unreadable::Damaged) => continue,
+                // It goes with those behind it. Its identities count no more once it is gone.
+                Err(Unreadable::Damaged) => {
+                    damaged.push(row.try_get::<i64, _>(0)?);
+                    continue;
+                }
                 Err(Unreadable::TooNew(version)) => {
                     return Err(damage(format!("a batch has version {version}, which is newer than this program")));
                 }
@@ -262,6 +265,12 @@ impl Delete {
             deleted.add(Deleted { last: batch.last, messages: batch.count, bytes: batch.bytes });
             excess -= batch.bytes;
             identities.extend(batch.identities().map_err(|e| sqlx::Error::Decode(e.into()))?);
+        }
+        let full = rows.len() == usize::try_from(CHUNK).unwrap_or(usize::MAX);
+        // Nothing behind a chunk of nothing but damage would ever be deleted.
+        let stuck = full && damaged.len() == rows.len() && (excess > 0 || self.retention.age.is_some());
+        if deleted.last == 0 && stuck {
+            deleted.last = damaged.last().copied().unwrap_or(0);
         }
         let Deleted { last, bytes, .. } = deleted;
         if last == 0 {
@@ -274,9 +283,19 @@ impl Delete {
             .execute(&mut *connection)
             .await?;
         self.forget(connection, &identities, last).await?;
-        let left = PartitionEntry { first: last + 1, bytes: (entry.bytes - bytes).max(0), ..entry };
-        left.write(connection).await?;
-        Ok((rows.len() == usize::try_from(CHUNK).unwrap_or(usize::MAX), deleted))
+        let bytes = if damaged.is_empty() { (entry.bytes - bytes).max(0) } else { self.bytes(connection).await? };
+        PartitionEntry { first: last + 1, bytes, ..entry }.write(connection).await?;
+        Ok((full, deleted))
+    }
+
+    /// The bytes of what the partition holds, counted.
+    async fn bytes(&self, connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+        let row = sqlx::query("select coalesce(sum(bytes), 0) from aq_log where topic = ? and number = ?")
+            .bind(self.topic)
+            .bind(self.number)
+            .fetch_one(connection)
+            .await?;
+        row.try_get(0)
     }
 
     /// Forgets identities, unless they were published again since.

@@ -19,7 +19,7 @@ const AHEAD: usize = 2_048;
 const AHEAD_MAX: usize = 256;
 const AHEAD_MIN: usize = 16;
 
-/// How much memory they may take together, by what messages of their partition have on average.
+/// How many bytes their keys, headers and bodies may have together.
 const AHEAD_BYTES: usize = 64 << 20;
 
 #[derive(Default)]
@@ -29,8 +29,10 @@ pub(super) struct State {
     notes: VecDeque<Arrival>,
     /// True if a partition may be broken.
     any_broken: bool,
-    /// Why reading failed, until the engine has been told.
+    /// Why reading failed, until the engine has been told or it works again.
     pub(super) failed: Option<BrokerError>,
+    /// The engine has been told so, and has not asked again.
+    pub(super) told: bool,
     /// The partition it was served from last.
     last: Option<Partition>,
     pub(super) left: bool,
@@ -46,8 +48,8 @@ pub(super) struct Part {
     cursor: u64,
     /// What was read and not delivered yet.
     ready: VecDeque<Delivery>,
-    /// How many messages are read at once; when half of them are left the next are.
-    portion: usize,
+    /// The bytes of those.
+    ready_bytes: usize,
     /// Where the next message will stand, as far as is known.
     next: u64,
     /// Why nothing can be read behind what is ready.
@@ -60,29 +62,27 @@ pub(super) struct Want {
     pub(super) topic: i64,
     pub(super) epoch: Epoch,
     pub(super) after: u64,
+    /// So many messages at most, and so many bytes.
     pub(super) limit: usize,
+    pub(super) bytes: usize,
 }
 
 impl Part {
     /// It is not owned any more.
     pub(super) fn end(&mut self) {
         self.owned = false;
-        self.ready.clear();
+        self.clear();
         self.broken = None;
     }
 
-    /// True if so little is left that more is to be read.
-    fn is_low(&self) -> bool {
-        self.owned && self.broken.is_none() && self.ready.len() <= self.portion / 2
+    fn clear(&mut self) {
+        self.ready.clear();
+        self.ready_bytes = 0;
     }
 
-    /// Takes in where the partition ends. It is one of so many, each of which has its share of what is read ahead: none keeps
-    /// another's from being read.
-    fn look(&mut self, entry: &PartitionEntry, parts: usize) {
-        self.next = entry.next.cast_unsigned();
-        let size = usize::try_from(entry.bytes / (entry.next - entry.first).max(1)).unwrap_or(0);
-        let fits = AHEAD_BYTES / parts / size.max(1);
-        self.portion = (AHEAD / parts).clamp(AHEAD_MIN, AHEAD_MAX).min(fits).max(1);
+    /// True if no more than half of its share is left, so that more is to be read.
+    fn is_low(&self, (messages, bytes): (usize, usize)) -> bool {
+        self.owned && self.broken.is_none() && self.ready.len() <= messages / 2 && self.ready_bytes <= bytes / 2
     }
 }
 
@@ -94,8 +94,8 @@ impl State {
                 self.notes.push_back(Arrival::Stopped { partition, why });
                 continue;
             };
-            let (ready, next) = (VecDeque::new(), floor + 1);
-            let part = Part { topic, epoch, owned: true, cursor: floor, ready, portion: 1, next, broken: None };
+            let (cursor, ready, next) = (floor, VecDeque::new(), floor + 1);
+            let part = Part { topic, epoch, owned: true, cursor, ready, ready_bytes: 0, next, broken: None };
             self.parts.insert(partition.clone(), part);
             let floor = (floor > 0).then_some(Position(floor));
             self.notes.push_back(Arrival::Assigned { partition, epoch, floor, lease: Lease::forever() });
@@ -132,29 +132,38 @@ impl State {
         let (after, rest) = (self.parts.range::<Partition, _>((last, Bound::Unbounded)), self.parts.iter());
         let is_ready = |(p, part): &(&Partition, &Part)| !part.ready.is_empty() && !room.paused.contains(p);
         let partition = after.chain(rest).find(is_ready)?.0.clone();
-        let ready = &mut self.parts.get_mut(&partition)?.ready;
-        let deliveries = ready.drain(..room.deliveries_max.min(ready.len())).collect();
+        let part = self.parts.get_mut(&partition)?;
+        let count = room.deliveries_max.min(part.ready.len());
+        let deliveries: Vec<Delivery> = part.ready.drain(..count).collect();
+        part.ready_bytes -= deliveries.iter().map(|delivery| delivery.message.size()).sum::<usize>();
         self.last = Some(partition.clone());
         Some(Arrival::Batch { partition, deliveries })
     }
 
+    /// How many messages and bytes are read ahead of each partition: none keeps another's from being read.
+    fn share(&self) -> (usize, usize) {
+        let parts = self.parts.len().max(1);
+        ((AHEAD / parts).clamp(AHEAD_MIN, AHEAD_MAX), AHEAD_BYTES / parts)
+    }
+
     /// Takes in where the partitions end. Answers what is to be read.
     pub(super) fn look(&mut self, entries: &BTreeMap<(i64, i64), PartitionEntry>) -> Vec<Want> {
-        let (mut damaged, mut wants, parts) = (Vec::new(), Vec::new(), self.parts.len());
+        let (mut damaged, mut wants, share) = (Vec::new(), Vec::new(), self.share());
         for (partition, part) in self.parts.iter_mut().filter(|(_, part)| part.owned) {
             match entries.get(&(part.topic, i64::from(partition.index))) {
-                Some(entry) => part.look(entry, parts),
+                Some(entry) => part.next = entry.next.cast_unsigned(),
                 None => damaged.push(partition.clone()),
             }
             // One that ends before what was read is damaged, which reading it tells.
-            if part.cursor + 1 != part.next && part.is_low() {
-                let Part { topic, epoch, cursor: after, portion: limit, .. } = *part;
-                wants.push(Want { partition: partition.clone(), topic, epoch, after, limit });
+            if part.cursor + 1 != part.next && part.is_low(share) {
+                let (Part { topic, epoch, cursor: after, .. }, (limit, bytes)) = (&*part, share);
+                let partition = partition.clone();
+                wants.push(Want { partition, topic: *topic, epoch: *epoch, after: *after, limit, bytes });
             }
         }
         for partition in damaged {
             let why = entry_damaged(&partition).to_string();
-            self.stop(&partition, why);
+            self.stop(&partition, None, why);
         }
         // Those after the one that was served last come first.
         let served = wants.iter().position(|want| Some(&want.partition) > self.last.as_ref()).unwrap_or(0);
@@ -164,7 +173,8 @@ impl State {
 
     /// True if there is more to read, as far as is known.
     pub(super) fn wants(&self) -> bool {
-        self.parts.values().any(|part| part.cursor + 1 < part.next && part.is_low())
+        let share = self.share();
+        self.parts.values().any(|part| part.cursor + 1 < part.next && part.is_low(share))
     }
 
     /// Messages were read: the partition's cursor moves, unless it was assigned anew meanwhile.
@@ -177,6 +187,7 @@ impl State {
         }
         // Nothing was there though there was more to read: retention has deleted it, up to where the next one will stand.
         part.cursor = messages.last().map_or(part.next - 1, |(last, _)| last.0);
+        part.ready_bytes += messages.iter().map(|(_, message)| message.size()).sum::<usize>();
         let delivery = |(position, message): (Position, Message)| {
             let ticket = Ticket::new(position, position.0);
             Delivery { message, ticket }
@@ -185,10 +196,44 @@ impl State {
     }
 
     /// Damage stops a partition, and no other, when what was read before is delivered.
-    pub(super) fn stop(&mut self, partition: &Partition, why: String) {
-        if let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned) {
+    pub(super) fn stop(&mut self, partition: &Partition, epoch: Option<Epoch>, why: String) {
+        if let Some(part) =
+            self.parts.get_mut(partition).filter(|part| part.owned && epoch.is_none_or(|e| e == part.epoch))
+        {
             part.broken.get_or_insert(why);
             self.any_broken = true;
         }
+    }
+
+    /// A partition is not this member's any more: nothing of it is delivered.
+    pub(super) fn lose(&mut self, partition: &Partition, epoch: Epoch, why: String) {
+        if let Some(part) = self.parts.get_mut(partition).filter(|part| part.owned && part.epoch == epoch) {
+            part.clear();
+            self.stop(partition, Some(epoch), why);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_under_an_old_epoch_does_nothing_to_the_new_one() {
+        let partition = Partition { topic: "t".into(), index: 0 };
+        let floor = |settled| vec![Floor { partition: partition.clone(), topic: 1, settled: Some(settled) }];
+        let mut state = State::default();
+        state.assign(Epoch(1), floor(0));
+        state.assign(Epoch(2), floor(3));
+        let old = Want { partition: partition.clone(), topic: 1, epoch: Epoch(1), after: 0, limit: 9, bytes: 9 };
+        state.keep(&old, vec![(Position(1), Message::new("t", "old"))]);
+        state.stop(&partition, Some(Epoch(1)), "old damage".into());
+        state.lose(&partition, Epoch(1), "lost long ago".into());
+        let mut arrivals = std::iter::from_fn(|| state.next(Room::new(9, &[])));
+        assert!(matches!(arrivals.next(), Some(Arrival::Assigned { epoch: Epoch(1), .. })));
+        assert!(matches!(arrivals.next(), Some(Arrival::Assigned { epoch: Epoch(2), .. })));
+        assert!(arrivals.next().is_none());
+        state.stop(&partition, Some(Epoch(2)), "new damage".into());
+        assert!(matches!(state.next(Room::new(9, &[])), Some(Arrival::Stopped { why, .. }) if why == "new damage"));
     }
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use sqlx::error::BoxDynError;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{Arguments, AssertSqlSafe, Row};
+use sqlx::{Arguments, AssertSqlSafe};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::batch::{Batch, Batches, Unreadable};
+use super::batch::{Batch, Batches};
 use super::codec::VERSION;
-use super::log::{PartitionEntry, TopicEntry, create_topic, damage, find_topic, partition_damage};
-use super::sqlite::assembled;
+use super::identities::{Known, forget_from};
+use super::log::{PartitionEntry, TopicEntry, create_topic, find_topic, partition_damage};
+use super::sqlite::MEND;
 use crate::broker::Receipt;
 use crate::clock::Timestamp;
 use crate::error::BrokerError;
@@ -127,9 +128,16 @@ impl Append<'_> {
         mut shares: Shares,
         answers: &mut [Option<Result<Receipt, BrokerError>>],
     ) -> Result<Vec<Entry<'m>>, sqlx::Error> {
-        for entry in &entries {
-            entry.take_identity_back(connection).await?;
+        let mut mine: BTreeMap<(i64, u32), Vec<&str>> = BTreeMap::new();
+        for (entry, id) in entries.iter().filter_map(Entry::identity) {
+            mine.entry((entry.topic, entry.partition)).or_default().push(id.as_str());
         }
+        for ((topic, partition), ids) in &mine {
+            let base = shares.get(&(*topic, *partition)).map_or(i64::MAX, |share| share.base);
+            forget_from(connection, (*topic, i64::from(*partition)), ids, base).await?;
+        }
+        let asked = entries.iter().filter_map(Entry::identity).map(|(entry, id)| (entry.topic, id));
+        let mut known = Known::look(connection, asked).await?;
         for share in shares.values_mut() {
             (share.rows, share.bytes) = (-share.rows, share.bytes.saturating_neg());
         }
@@ -140,7 +148,17 @@ impl Append<'_> {
             let before = id.and_then(|id| places.get(&(entry.topic, id))).map(|place| &new[*place]);
             let found = match (before, id) {
                 (Some(before), _) => Some(entry.repeats(&before.message.body, before.partition, before.position)),
-                (None, Some(id)) => entry.find_identity(connection, id).await?,
+                (None, Some(id)) => {
+                    match known.find(connection, (entry.topic, &entry.message.topic), id).await {
+                        Ok(found) => found
+                            .map(|((number, at), body)| entry.repeats(&body, u32::try_from(number).unwrap_or(0), at)),
+                        // Only who has this identity suffers from it.
+                        Err(sqlx::Error::Decode(what)) => {
+                            Some(Err(BrokerError::Refused(format!("the file is damaged, {what}: {MEND}"))))
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
                 (None, None) => None,
             };
             if found.is_some() {
@@ -164,6 +182,11 @@ impl Append<'_> {
 }
 
 impl Entry<'_> {
+    /// Itself with its identity, if it has one.
+    fn identity(&self) -> Option<(&Self, &Text)> {
+        Some((self, self.message.dedup_id.as_ref()?))
+    }
+
     fn receipt(&self, partition: u32, position: i64, duplicate: bool) -> Receipt {
         let partition = Partition { topic: self.message.topic.clone(), index: partition };
         Receipt::new(partition, Position(position.cast_unsigned()), duplicate)
@@ -182,19 +205,6 @@ impl Entry<'_> {
         Err(BrokerError::IdentityReused { dedup_id: id })
     }
 
-    /// Forgets its identity if it is this entry's own.
-    async fn take_identity_back(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        let Some(id) = &self.message.dedup_id else { return Ok(()) };
-        sqlx::query("delete from aq_identities where topic = ? and dedup_id = ? and number = ? and position = ?")
-            .bind(self.topic)
-            .bind(id.as_str().to_owned())
-            .bind(i64::from(self.partition))
-            .bind(self.position)
-            .execute(connection)
-            .await
-            .map(drop)
-    }
-
     /// The identity is this entry's, whoever had it before that the log does not hold any more.
     async fn set_identity(&self, connection: &mut SqliteConnection, id: &Text) -> Result<(), sqlx::Error> {
         sqlx::query(
@@ -208,48 +218,6 @@ impl Entry<'_> {
         .execute(connection)
         .await
         .map(drop)
-    }
-
-    /// The answer if the log holds its identity; none if it does not.
-    async fn find_identity(
-        &self,
-        connection: &mut SqliteConnection,
-        id: &Text,
-    ) -> Result<Option<Result<Receipt, BrokerError>>, sqlx::Error> {
-        let found = sqlx::query("select number, position from aq_identities where topic = ? and dedup_id = ?")
-            .bind(self.topic)
-            .bind(id.as_str().to_owned())
-            .fetch_optional(&mut *connection)
-            .await?;
-        let Some(found) = found else { return Ok(None) };
-        let (number, position): (i64, i64) = (found.try_get(0)?, found.try_get(1)?);
-        let topic = &self.message.topic;
-        let broken = || damage(format!("what is known of the identity {:?} on topic {topic:?} is not so", id.as_str()));
-        let entry = PartitionEntry::find(connection, self.topic, number).await?;
-        if position < 1 || position >= entry.next {
-            return Err(broken());
-        }
-        if position < entry.first {
-            return Ok(None);
-        }
-        // What is known of it may be damaged: only the message itself counts.
-        let columns = Batch::COLUMNS;
-        let sql =
-            format!("select {columns} from aq_log where topic = ? and number = ? and last >= ? order by last limit 1");
-        let row = sqlx::query(assembled(sql)).bind(self.topic).bind(number).bind(position);
-        let Some(row) = row.fetch_optional(connection).await? else { return Err(broken()) };
-        let batch = match Batch::read(&row, self.topic, number)? {
-            Ok(batch) => batch,
-            Err(Unreadable::Damaged) => {
-                return Err(damage(format!("the checksum of the batch at {topic}/{number}:{position} is wrong")));
-            }
-            Err(Unreadable::TooNew(_)) => return Err(broken()),
-        };
-        let messages = batch.messages(topic).map_err(|e| sqlx::Error::Decode(e.into()))?;
-        let place = usize::try_from(position - batch.first()).ok();
-        let message = place.and_then(|place| messages.get(place)).filter(|found| found.dedup_id.as_ref() == Some(id));
-        let message = message.ok_or_else(broken)?;
-        Ok(Some(self.repeats(&message.body, u32::try_from(number).unwrap_or(0), position)))
     }
 }
 
@@ -340,8 +308,7 @@ async fn insert_identities(
     inserts: &Inserts,
     entries: &[Entry<'_>],
 ) -> Result<bool, sqlx::Error> {
-    let mut known: Vec<(&Entry<'_>, &Text)> =
-        entries.iter().filter_map(|entry| Some((entry, entry.message.dedup_id.as_ref()?))).collect();
+    let mut known: Vec<(&Entry<'_>, &Text)> = entries.iter().filter_map(Entry::identity).collect();
     let count = known.len();
     let inserted = insert(connection, &inserts.identities, &mut known, |(entry, id), row| {
         row.add(entry.topic)?;

@@ -144,6 +144,8 @@ pub(crate) struct Slice<'a> {
     pub(crate) after: u64,
     /// So many messages, and the rest of the last one's batch.
     pub(crate) limit: usize,
+    /// No further batch when those before it have so many bytes.
+    pub(crate) bytes: usize,
 }
 
 impl Slice<'_> {
@@ -164,19 +166,25 @@ impl Slice<'_> {
         // Positions have no gaps: these are the batches from the one of the first position to the one of the last.
         let rows = sqlx::query(
             "select last, count, bytes, stored_at, checksum, version, content from aq_log
-             where topic = ?1 and number = ?2 and last >= ?3 and last < ?4 + ?5 and last - count < ?4 - 1 order by last",
+             where topic = ?1 and number = ?2 and last >= ?3 and last <= (select max(last) from (
+                 select last, sum(bytes) over (order by last) - bytes as before from aq_log
+                 where topic = ?1 and number = ?2 and last >= ?3 and last < ?4 + ?5 and last - count < ?4 - 1
+             ) where before < ?6) order by last",
         )
         .bind(self.topic)
         .bind(i64::from(self.partition.index))
         .bind(start)
         .bind(end)
         .bind(MESSAGES_MAX)
+        .bind(i64::try_from(self.bytes).unwrap_or(i64::MAX))
         .fetch_all(snapshot)
         .await?;
         let (mut expected, mut messages) = (start, Vec::with_capacity(self.limit));
         for row in &rows {
             let batch = match Batch::read(row, self.topic, i64::from(self.partition.index))? {
                 Ok(batch) => batch,
+                // What was read before it is served first.
+                Err(_) if !messages.is_empty() => break,
                 Err(unreadable) => return Ok(Err(self.unreadable(&unreadable, expected))),
             };
             let first = batch.first();
@@ -193,7 +201,7 @@ impl Slice<'_> {
             expected = batch.last + 1;
         }
         let read = |(at, message): (i64, Message)| (Position(at.cast_unsigned()), message);
-        Ok(if expected >= end {
+        Ok(if expected >= end || !messages.is_empty() {
             Ok(messages.into_iter().map(read).collect())
         } else {
             Err(self.damaged(expected, "it is not there"))

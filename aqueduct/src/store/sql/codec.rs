@@ -13,6 +13,27 @@ use crate::topic::Text;
 /// The version of every encoding in this folder; rows carry it.
 pub(crate) const VERSION: i64 = 1;
 
+/// Names of headers that most events have: a number stands for each. One that is added goes to the end.
+const NAMES: [&str; 14] = [
+    "content-type",
+    "ce-specversion",
+    "ce-id",
+    "ce-source",
+    "ce-type",
+    "ce-time",
+    "ce-subject",
+    "ce-dataschema",
+    "ce-partitionkey",
+    "ce-sequence",
+    "traceparent",
+    "tracestate",
+    "ce-traceparent",
+    "ce-tracestate",
+];
+
+/// What stands before a name in [`NAMES`], plus its place there; 0 ends the headers, and 1 stands before any other name.
+const NAMED: u8 = 2;
+
 /// Writes fields one after another.
 #[derive(Default)]
 pub(crate) struct Encoder(BytesMut);
@@ -61,11 +82,13 @@ impl Encoder {
     pub(crate) fn headers(&mut self, headers: &Headers) -> &mut Self {
         self.0.reserve(headers.size() + headers.len() * 9 + 1);
         for (name, value) in headers.iter() {
-            self.0.put_u8(1);
-            self.bytes(name.as_str().as_bytes()).bytes(value);
+            match (NAMED..).zip(NAMES).find(|(_, known)| *known == name.as_str()) {
+                Some((number, _)) => self.byte(number),
+                None => self.byte(1).bytes(name.as_str().as_bytes()),
+            };
+            self.bytes(value);
         }
-        self.0.put_u8(0);
-        self
+        self.byte(0)
     }
 
     pub(crate) fn reserve(&mut self, bytes: usize) {
@@ -124,11 +147,14 @@ impl Decoder {
 
     pub(crate) fn headers(&mut self) -> Result<Headers, StoreError> {
         let mut headers = Headers::new();
-        while self.byte()? != 0 {
-            let name = self.text()?;
+        loop {
+            let name = match self.byte()? {
+                0 => return Ok(headers),
+                1 => self.text()?,
+                number => NAMES.get(usize::from(number - NAMED)).copied().map(Text::from_static).ok_or_else(unknown)?,
+            };
             headers.add(name, self.bytes()?);
         }
-        Ok(headers)
     }
 }
 
@@ -161,6 +187,10 @@ fn text(bytes: Bytes) -> Result<Text, StoreError> {
     Text::try_from(bytes).map_err(|_| StoreError::Refused("a stored text is not UTF-8: the file is damaged".into()))
 }
 
+fn unknown() -> StoreError {
+    StoreError::Refused("a stored header has an unknown name: the file is damaged".into())
+}
+
 fn too_short() -> StoreError {
     StoreError::Refused("a stored row ends too early: the file is damaged".into())
 }
@@ -174,6 +204,8 @@ mod tests {
         let mut headers = Headers::new();
         headers.add("a", "1");
         headers.add("a", vec![0, 255]);
+        headers.add("ce-id", "7");
+        headers.add("ce-idx", "8");
         let mut encoder = Encoder::default();
         encoder.int(7).bytes(b"x").optional(None).optional(Some(b"y")).headers(&headers);
         let bytes = encoder.finish();
@@ -185,6 +217,10 @@ mod tests {
             let mut short = Decoder(bytes.slice(..end));
             let all = short.int().and_then(|_| short.bytes()).and_then(|_| short.optional());
             assert!(all.and_then(|_| short.optional()).and_then(|_| short.headers()).is_err(), "{end} bytes");
+        }
+        assert!(Decoder(Bytes::from_static(&[255, 0, 0, 0, 0, 0])).headers().is_err());
+        for (at, name) in NAMES.into_iter().enumerate() {
+            assert!(!NAMES[..at].contains(&name), "{name} is there twice");
         }
     }
     #[test]

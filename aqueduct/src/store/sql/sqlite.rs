@@ -11,6 +11,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, TypeInfo, ValueRef};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::append::Inserts;
 use super::dialect::{Database, Session, SqlRow, Value, Work};
@@ -211,9 +212,10 @@ impl SqliteFile {
         self.0.writer.write(task).await
     }
 
-    /// As [`write_with`](Self::write_with), for a task that answers by itself.
-    pub(crate) async fn hand_in(&self, task: Box<dyn AnyTask>) {
-        self.0.writer.hand_in(task).await;
+    /// As [`write_with`](Self::write_with), for a task that answers by itself, whatever becomes of who asks for it; not
+    /// before a time.
+    pub(crate) fn hand_in_later(&self, task: Box<dyn AnyTask>, not_before: Option<Instant>) {
+        self.0.writer.hand_in_later(task, not_before);
     }
 
     /// The writing connection for the handler of one attempt, inside a transaction of many.

@@ -84,6 +84,8 @@ pub(super) enum Loan {
 pub(super) struct Writer {
     queue: mpsc::Sender<Job>,
     holder: Arc<Holder>,
+    /// The runtime that the writer runs on.
+    runtime: tokio::runtime::Handle,
 }
 
 /// Who has the connection.
@@ -214,20 +216,27 @@ impl Writer {
             alone: 0,
         };
         tokio::spawn(worker.work());
-        Ok(Self { queue, holder })
+        Ok(Self { queue, holder, runtime: tokio::runtime::Handle::current() })
     }
 
     pub(super) async fn write<T: Task>(&self, task: T) -> Result<T::Answer, StoreError> {
         let (back, answer) = oneshot::channel();
-        self.hand_in(Box::new(Pending { task, found: None, back })).await;
+        let job = Job::Work(Box::new(Pending { task, found: None, back }));
+        self.queue.send(job).await.map_err(|_| closed())?;
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Hands in a task that answers by itself.
-    pub(super) async fn hand_in(&self, task: Box<dyn AnyTask>) {
-        if let Err(mpsc::error::SendError(job)) = self.queue.send(Job::Work(task)).await {
-            job.refuse(&closed());
-        }
+    /// Hands it in whatever becomes of who asks for it, and of the runtime it asks on.
+    pub(super) fn hand_in_later(&self, task: Box<dyn AnyTask>, not_before: Option<Instant>) {
+        let queue = self.queue.clone();
+        self.runtime.spawn(async move {
+            if let Some(time) = not_before {
+                tokio::time::sleep_until(time).await;
+            }
+            if let Err(mpsc::error::SendError(job)) = queue.send(Job::Work(task)).await {
+                job.refuse(&closed());
+            }
+        });
     }
 
     pub(super) async fn lend(&self, entry: Entry) -> Result<Loan, StoreError> {
