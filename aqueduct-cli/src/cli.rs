@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{completions, config, consume, demo, init, man, publish};
+use crate::commands::{
+    completions, config, consume, demo, doctor, forget, init, man, publish, purge, rows, status, tail,
+};
 use crate::output::Output;
 
 const EXAMPLES: &str = include_str!("commands/help/aqueduct.txt");
@@ -50,6 +52,16 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     Publish(publish::Publish),
     Consume(Box<consume::Consume>),
+    Status(status::Status),
+    /// Looks at parked events, which are tried again later, and mends them.
+    Parked(rows::Rows),
+    /// Looks at dead letters, which were given up, and mends them. Short: `dlq`.
+    #[command(visible_alias = "dlq")]
+    DeadLetters(rows::Rows),
+    Tail(tail::Tail),
+    Purge(purge::Purge),
+    Forget(forget::Forget),
+    Doctor(doctor::Doctor),
     Demo(demo::Demo),
     Init(init::Init),
     Config(config::Config),

@@ -77,6 +77,10 @@ impl Failure {
         &self.text
     }
 
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.fix.as_deref()
+    }
+
     pub(crate) fn exit(&self) -> Exit {
         self.exit
     }

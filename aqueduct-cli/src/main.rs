@@ -4,12 +4,14 @@ mod broker;
 mod cli;
 mod commands;
 mod config;
+mod confirm;
 mod failure;
 mod handler;
 mod input;
 mod output;
 mod program;
 mod suggest;
+mod table;
 
 use std::process::ExitCode;
 

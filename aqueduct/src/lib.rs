@@ -96,8 +96,11 @@ mod router;
 /// The embedded broker and store in one SQLite file (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
-    pub use crate::broker::sqlite::{ChildRecord, Children, Retention, SqliteBroker};
-    pub use crate::store::sql::{SqliteFile, SqliteOptions, SqliteStore, SqliteTx, TxDatabase};
+    pub use crate::broker::sqlite::{
+        ChildRecord, Children, ConsumerStatus, FloorStatus, LogReader, Logged, Owner, PartitionStatus, Purged,
+        Retention, SqliteBroker, SqliteStatus, StandIn,
+    };
+    pub use crate::store::sql::{ShardStatus, SqliteFile, SqliteOptions, SqliteStore, SqliteTx, TxDatabase};
     /// The database of [`Tx`](crate::Tx).
     pub use sqlx::Sqlite;
 }

@@ -4,9 +4,15 @@ pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod forget;
 pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod publish;
+pub(crate) mod purge;
+pub(crate) mod rows;
+pub(crate) mod status;
+pub(crate) mod tail;
 
 use clap::ArgMatches;
 
@@ -19,6 +25,13 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
     match command {
         Command::Publish(publish) => publish.run(&global, of("publish", matches)).await,
         Command::Consume(consume) => consume.run(&global, of("consume", matches)).await,
+        Command::Status(status) => status.run(&global).await,
+        Command::Parked(rows) => rows.run(&global, rows::Kind::Parked).await,
+        Command::DeadLetters(rows) => rows.run(&global, rows::Kind::Dead).await,
+        Command::Tail(tail) => tail.run(&global).await,
+        Command::Purge(purge) => purge.run(&global).await,
+        Command::Forget(forget) => forget.run(&global).await,
+        Command::Doctor(doctor) => doctor.run(&global).await,
         Command::Demo(demo) => demo.run(&global).await,
         Command::Init(init) => init.run(&global),
         Command::Config(config) => config.run(&global),

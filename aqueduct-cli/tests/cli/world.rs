@@ -118,7 +118,7 @@ impl World {
 }
 
 impl Said {
-    fn of(mut command: Command) -> Self {
+    pub(crate) fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (out, err) = (read_all(child.stdout.take().unwrap()), read_all(child.stderr.take().unwrap()));
         let ended = out.recv_timeout(LONG).and_then(|out| Ok((out, err.recv_timeout(LONG)?)));

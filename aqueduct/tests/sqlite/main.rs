@@ -10,6 +10,7 @@ mod disk;
 #[cfg(unix)]
 mod history;
 mod log_damage;
+mod operators;
 #[cfg(unix)]
 mod points;
 #[cfg(unix)]

@@ -116,25 +116,6 @@ impl Enter {
         Ok((epoch, floors))
     }
 
-    /// Where a consumer begins that is new.
-    async fn first_floor(
-        &self,
-        connection: &mut SqliteConnection,
-        topic: i64,
-        number: i64,
-    ) -> Result<i64, sqlx::Error> {
-        if self.start == Start::Beginning {
-            return Ok(0);
-        }
-        let next = PartitionEntry::find(connection, topic, number).await?.next;
-        Ok(match self.start {
-            Start::Beginning => 0,
-            Start::New => next - 1,
-            Start::Position(position) => position.0.cast_signed().saturating_sub(1).clamp(0, next - 1),
-            Start::Time(time) => first_since(connection, (topic, number), next, time).await? - 1,
-        })
-    }
-
     /// Gives each partition of a topic a floor, unless it has one, and the epoch.
     async fn set_floors(
         &self,
@@ -150,7 +131,7 @@ impl Enter {
         // A consumer that is new to the topic gets all of them; some that are missing later are damage.
         let new = if known.is_none() { partitions } else { 0 };
         for number in 0..i64::from(new) {
-            let floor = self.first_floor(connection, topic, number).await?;
+            let floor = first_floor(connection, (topic, number), self.start).await?;
             sqlx::query(
                 "insert into aq_floors (consumer, topic, number, epoch, floor, seal) values (?, ?, ?, 0, ?, ?)",
             )
@@ -172,8 +153,30 @@ impl Enter {
     }
 }
 
+/// Behind which position one begins that is new to a partition.
+pub(super) async fn first_floor(
+    connection: &mut SqliteConnection,
+    (topic, number): (i64, i64),
+    start: Start,
+) -> Result<i64, sqlx::Error> {
+    if start == Start::Beginning {
+        return Ok(0);
+    }
+    let next = PartitionEntry::find(connection, topic, number).await?.next;
+    Ok(match start {
+        Start::Beginning => 0,
+        Start::New => next - 1,
+        Start::Position(position) => position.0.cast_signed().saturating_sub(1).clamp(0, next - 1),
+        Start::Time(time) => first_since(connection, (topic, number), next, time).await? - 1,
+    })
+}
+
 /// Raises the epoch of a consumer above what it was and above `above`.
-async fn raise(connection: &mut SqliteConnection, consumer: &Text, above: Epoch) -> Result<Epoch, sqlx::Error> {
+pub(super) async fn raise(
+    connection: &mut SqliteConnection,
+    consumer: &Text,
+    above: Epoch,
+) -> Result<Epoch, sqlx::Error> {
     let row = sqlx::query(
         "insert into aq_consumers (name, epoch) values (?1, ?2 + 1)
          on conflict (name) do update set epoch = max(epoch, ?2) + 1 returning epoch",

@@ -229,6 +229,59 @@ pub(crate) struct Program {
     deadline: Option<Timestamp>,
 }
 
+/// Who runs a consumer, as far as its lock's file tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Owner {
+    /// Nobody.
+    Nobody,
+    /// A process.
+    Process {
+        /// Its number.
+        pid: u32,
+        /// The name of its program; empty where that is not known.
+        command: String,
+    },
+    /// A process that has ended; programs that it started still run, and until they have ended nobody can run it.
+    Orphans {
+        /// The process that has ended.
+        of: u32,
+        /// The programs.
+        pids: Vec<u32>,
+    },
+    /// Perhaps a process of another user or container; perhaps one that was running when the system went down.
+    Unseen,
+}
+
+/// Looks who has the lock of a consumer, without taking it.
+pub(super) fn owner(database: &Path, consumer: &str) -> io::Result<Owner> {
+    let database = database.canonicalize().unwrap_or_else(|_| database.to_owned());
+    let path = lock_path(&database, consumer);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Owner::Nobody),
+        Err(error) => return Err(error),
+    };
+    // Who leaves empties it.
+    if file.metadata()?.len() == 0 {
+        return Ok(Owner::Nobody);
+    }
+    let (record, children) = records(&file).unwrap_or_default();
+    let of_a_running_process = record.is_some_and(|record| record.running().is_some());
+    let holders = if of_a_running_process { Vec::new() } else { holders(&path) };
+    let by = |program: Program| Owner::Process { pid: program.pid, command: program.command };
+    Ok(match holder(record, &children, &holders) {
+        Holder::ThisProcess => {
+            let pid = std::process::id();
+            running(pid).map_or(Owner::Unseen, |running| by(running.program(pid, None)))
+        }
+        Holder::Process(program) => by(program),
+        Holder::Orphans { programs, .. } if programs.is_empty() => Owner::Nobody,
+        Holder::Orphans { of, programs } => Owner::Orphans { of, pids: programs.iter().map(|p| p.pid).collect() },
+        Holder::Unseen => Owner::Unseen,
+    })
+}
+
 fn holder(owner: Option<Record>, children: &[Record], holders: &[u32]) -> Holder {
     let me = std::process::id();
     match owner {

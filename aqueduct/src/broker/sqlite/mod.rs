@@ -3,18 +3,22 @@
 mod consumer;
 mod floors;
 mod lock;
+mod log_reader;
 mod member;
 mod merge;
 mod publish;
 mod reader;
 mod retention;
+mod stand_in;
 mod state;
+mod status;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::broker::{Abilities, Broker, Membership, Ownership, Receipt, Subscription};
@@ -25,12 +29,16 @@ use crate::pattern::Pattern;
 use crate::store::sql::log::{TopicEntry, create_topic, find_topic, topic_names};
 use crate::store::sql::sqlite::{PARTITIONS, SqliteFile};
 use crate::store::sql::writer::Task;
-use crate::topic::{Text, Topic};
+use crate::topic::{Partition, Position, Text, Topic};
 
 use publish::Appends;
+use retention::Deleted;
 
-pub use lock::{ChildRecord, Children};
+pub use lock::{ChildRecord, Children, Owner};
+pub use log_reader::{LogReader, Logged};
 pub use retention::Retention;
+pub use stand_in::StandIn;
+pub use status::{ConsumerStatus, FloorStatus, PartitionStatus, SqliteStatus};
 
 /// A durable broker in an [`SqliteFile`]: for development, tests, edge and small services, without a server.
 ///
@@ -118,7 +126,30 @@ impl SqliteBroker {
 
     /// Deletes now what is over the limits.
     pub async fn delete_now(&self, retention: Retention) -> Result<(), BrokerError> {
-        retention::delete_all(&self.0.file, retention).await.map_err(|e| broker_error(&e))
+        retention::delete_all(&self.0.file, None, retention).await.map(drop).map_err(|e| broker_error(&e))
+    }
+
+    /// Deletes now what of a topic is over the limits, and answers what that was: of each partition.
+    pub async fn purge(&self, topic: &Topic, retention: Retention) -> Result<Vec<Purged>, BrokerError> {
+        let entry = self.existing(topic).await?;
+        let deleted = retention::delete_all(&self.0.file, Some(entry.id), retention).await;
+        Ok(Purged::all(topic, deleted.map_err(|e| broker_error(&e))?))
+    }
+
+    /// What [`purge`](Self::purge) would delete now.
+    pub async fn would_purge(&self, topic: &Topic, retention: Retention) -> Result<Vec<Purged>, BrokerError> {
+        let (file, entry) = (&self.0.file, self.existing(topic).await?);
+        let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
+        let failed = |e| broker_error(&file.explain(e));
+        let mut snapshot = connection.begin().await.map_err(failed)?;
+        let counted = retention::count_all(&mut snapshot, entry.id, retention, file.clock().now()).await;
+        Ok(Purged::all(topic, counted.map_err(failed)?))
+    }
+
+    async fn existing(&self, topic: &Topic) -> Result<TopicEntry, BrokerError> {
+        let task = Find { topic: topic.clone(), create: None, file: self.0.file.clone() };
+        let found = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))?;
+        found.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })
     }
 
     /// Creates a topic unless it exists.
@@ -213,6 +244,33 @@ impl Broker for SqliteBroker {
 impl std::fmt::Debug for SqliteBroker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SqliteBroker").field("file", &self.0.file).finish_non_exhaustive()
+    }
+}
+
+/// What was deleted of a partition, or would be.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Purged {
+    /// The partition.
+    pub partition: Partition,
+    /// Everything up to here.
+    pub last: Position,
+    /// So many messages.
+    pub messages: u64,
+    /// Their keys, headers and bodies together.
+    pub bytes: u64,
+}
+
+impl Purged {
+    /// Those partitions of which something was deleted.
+    fn all(topic: &Topic, deleted: Vec<((i64, i64), Deleted)>) -> Vec<Self> {
+        let purged = |((_, number), deleted): ((i64, i64), Deleted)| {
+            let partition = Partition { topic: topic.clone(), index: u32::try_from(number).unwrap_or(u32::MAX) };
+            let [last, messages, bytes] =
+                [deleted.last, deleted.messages, deleted.bytes].map(|n| u64::try_from(n).unwrap_or(0));
+            Self { partition, last: Position(last), messages, bytes }
+        };
+        deleted.into_iter().map(purged).filter(|purged| purged.messages > 0).collect()
     }
 }
 

@@ -21,6 +21,9 @@ const EVERY: Duration = Duration::from_mins(1);
 /// Batches deleted in one commit; others write between two.
 const CHUNK: i64 = 50;
 
+/// Batches counted at a time.
+const COUNT_PAGE: i64 = 10_000;
+
 /// How long the log keeps its messages. Everything that is set must allow a message to stay. Messages that were appended
 /// together, up to 64 of a partition, go together, when all of them may.
 ///
@@ -64,24 +67,138 @@ impl Retention {
 /// Deletes what is over the limits, once in a while, for ever.
 pub(super) async fn keep(file: SqliteFile, retention: Retention) {
     loop {
-        if let Err(error) = delete_all(&file, retention).await {
+        if let Err(error) = delete_all(&file, None, retention).await {
             tracing::warn!(?file, %error, "old messages were not deleted; it is tried again");
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// Deletes all that is over the limits now.
-pub(super) async fn delete_all(file: &SqliteFile, retention: Retention) -> Result<(), StoreError> {
-    let mut partitions = file.write_with(Partitions { file: file.clone() }).await?;
+/// Deletes all that is over the limits now, of one topic or of all. Answers what of each partition.
+pub(super) async fn delete_all(
+    file: &SqliteFile,
+    topic: Option<i64>,
+    retention: Retention,
+) -> Result<Vec<((i64, i64), Deleted)>, StoreError> {
+    let mut partitions = file.write_with(Partitions { topic, file: file.clone() }).await?;
+    let mut all = Vec::new();
     while let Some((topic, number)) = partitions.pop() {
-        let delete = Delete { topic, number, retention, file: file.clone() };
-        while file.write_with(delete.clone()).await? {}
+        let (delete, mut deleted) = (Delete { topic, number, retention, file: file.clone() }, Deleted::default());
+        loop {
+            let (more, chunk) = file.write_with(delete.clone()).await?;
+            deleted.add(chunk);
+            if !more {
+                break;
+            }
+        }
+        all.push(((topic, number), deleted));
     }
-    Ok(())
+    Ok(all)
+}
+
+/// What is deleted of a partition.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Deleted {
+    /// Up to here; 0 is nothing.
+    pub(super) last: i64,
+    pub(super) messages: i64,
+    pub(super) bytes: i64,
+}
+
+impl Deleted {
+    fn add(&mut self, more: Self) {
+        let Self { last, messages, bytes } = more;
+        (self.last, self.messages, self.bytes) = (self.last.max(last), self.messages + messages, self.bytes + bytes);
+    }
+}
+
+/// What [`delete_all`] would delete of a topic.
+pub(super) async fn count_all(
+    connection: &mut SqliteConnection,
+    topic: i64,
+    retention: Retention,
+    now: Timestamp,
+) -> Result<Vec<((i64, i64), Deleted)>, sqlx::Error> {
+    check_floors(connection).await?;
+    let mut partitions = partitions(connection, Some(topic)).await?;
+    let (mut excess, mut all) = (retention.excess(connection, topic).await?, Vec::new());
+    while let Some(place) = partitions.pop() {
+        let end = retention.end(connection, place).await?;
+        let (mut deleted, mut page) = (Deleted::default(), COUNT_PAGE);
+        while page == COUNT_PAGE {
+            // No content is read.
+            let rows = sqlx::query(
+                "select last, count, bytes, stored_at from aq_log
+                 where topic = ? and number = ? and last > ? and last <= ? order by last limit ?",
+            )
+            .bind(place.0)
+            .bind(place.1)
+            .bind(deleted.last)
+            .bind(end)
+            .bind(COUNT_PAGE)
+            .fetch_all(&mut *connection)
+            .await?;
+            page = 0;
+            for row in &rows {
+                let (last, messages, bytes) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                if retention.keeps(excess, row.try_get(3)?, now) {
+                    break;
+                }
+                deleted.add(Deleted { last, messages, bytes });
+                (page, excess) = (page + 1, excess - bytes);
+            }
+        }
+        all.push((place, deleted));
+    }
+    Ok(all)
+}
+
+impl Retention {
+    /// True if a batch that was stored then stays while the topic has so many bytes too many.
+    fn keeps(&self, excess: i64, stored_at: i64, now: Timestamp) -> bool {
+        let age = now.since(Timestamp::from_unix_ms(stored_at));
+        excess <= 0 && self.age.is_none_or(|most| age <= most)
+    }
+
+    /// How many bytes a topic has too many.
+    async fn excess(&self, connection: &mut SqliteConnection, topic: i64) -> Result<i64, sqlx::Error> {
+        let Some(most) = self.bytes else { return Ok(0) };
+        let row = sqlx::query("select coalesce(sum(bytes), 0) from aq_partitions where topic = ?")
+            .bind(topic)
+            .fetch_one(connection)
+            .await?;
+        Ok(row.try_get::<i64, _>(0)?.saturating_sub(i64::try_from(most).unwrap_or(i64::MAX)))
+    }
+
+    /// Up to where a partition may be deleted: where every consumer has settled it, unless that does not matter.
+    async fn end(&self, connection: &mut SqliteConnection, (topic, number): (i64, i64)) -> Result<i64, sqlx::Error> {
+        let entry = PartitionEntry::find(connection, topic, number).await?;
+        if self.drop_unread {
+            return Ok(entry.next - 1);
+        }
+        let rows =
+            sqlx::query("select consumer, topic, number, floor, seal from aq_floors where topic = ? and number = ?")
+                .bind(topic)
+                .bind(number)
+                .fetch_all(connection)
+                .await?;
+        let floors = rows.iter().map(|row| FloorEntry::read(row).ok_or_else(floor_damage));
+        let floors: Vec<FloorEntry> = floors.collect::<Result<_, _>>()?;
+        Ok(floors.iter().map(|entry| entry.floor).min().unwrap_or(i64::MAX).min(entry.next - 1))
+    }
+}
+
+/// All partitions, or those of a topic.
+async fn partitions(connection: &mut SqliteConnection, topic: Option<i64>) -> Result<Vec<(i64, i64)>, sqlx::Error> {
+    let rows = sqlx::query("select topic, number from aq_partitions where ?1 is null or topic = ?1")
+        .bind(topic)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 struct Partitions {
+    topic: Option<i64>,
     file: SqliteFile,
 }
 
@@ -91,14 +208,12 @@ impl Task for Partitions {
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
         Box::pin(async move {
             check_floors(connection).await.map_err(|e| self.file.explain(e))?;
-            let rows = sqlx::query("select topic, number from aq_partitions").fetch_all(connection).await;
-            let places = rows.and_then(|rows| rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect());
-            places.map_err(|e| self.file.explain(e))
+            partitions(connection, self.topic).await.map_err(|e| self.file.explain(e))
         })
     }
 }
 
-/// Deletes a chunk of one partition; true if there may be more.
+/// Deletes a chunk of one partition; true if there may be more, and what was deleted.
 #[derive(Clone)]
 struct Delete {
     topic: i64,
@@ -108,17 +223,17 @@ struct Delete {
 }
 
 impl Task for Delete {
-    type Answer = bool;
+    type Answer = (bool, Deleted);
 
-    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<bool, StoreError>> {
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
         let now = self.file.clock().now();
         Box::pin(async move { self.delete(connection, now).await.map_err(|e| self.file.explain(e)) })
     }
 }
 
 impl Delete {
-    async fn delete(&self, connection: &mut SqliteConnection, now: Timestamp) -> Result<bool, sqlx::Error> {
-        let settled = if self.retention.drop_unread { i64::MAX } else { self.settled(connection).await? };
+    async fn delete(&self, connection: &mut SqliteConnection, now: Timestamp) -> Result<(bool, Deleted), sqlx::Error> {
+        let end = self.retention.end(connection, (self.topic, self.number)).await?;
         let entry = PartitionEntry::find(connection, self.topic, self.number).await?;
         let rows = sqlx::query(assembled(format!(
             "select {} from aq_log where topic = ? and number = ? and last <= ? order by last limit ?",
@@ -126,12 +241,12 @@ impl Delete {
         )))
         .bind(self.topic)
         .bind(self.number)
-        .bind(settled.min(entry.next - 1))
+        .bind(end)
         .bind(CHUNK)
         .fetch_all(&mut *connection)
         .await?;
-        let mut excess = self.excess(connection).await?;
-        let (mut last, mut bytes, mut identities, mut damaged) = (None, 0, Vec::new(), Vec::new());
+        let mut excess = self.retention.excess(connection, self.topic).await?;
+        let (mut deleted, mut identities, mut damaged) = (Deleted::default(), Vec::new(), Vec::new());
         for row in &rows {
             let batch = match Batch::read(row, self.topic, self.number)? {
                 Ok(batch) => batch,
@@ -144,17 +259,23 @@ impl Delete {
                     return Err(damage(format!("a batch has version {version}, which is newer than this program")));
                 }
             };
-            let age = now.since(Timestamp::from_unix_ms(batch.stored_at));
-            if excess <= 0 && self.retention.age.is_none_or(|most| age <= most) {
+            if self.retention.keeps(excess, batch.stored_at, now) {
                 break;
             }
-            (last, bytes, excess) = (Some(batch.last), bytes + batch.bytes, excess - batch.bytes);
+            deleted.add(Deleted { last: batch.last, messages: batch.count, bytes: batch.bytes });
+            excess -= batch.bytes;
             identities.extend(batch.identities().map_err(|e| sqlx::Error::Decode(e.into()))?);
         }
         let full = rows.len() == usize::try_from(CHUNK).unwrap_or(usize::MAX);
         // Nothing behind a chunk of nothing but damage would ever be deleted.
         let stuck = full && damaged.len() == rows.len() && (excess > 0 || self.retention.age.is_some());
-        let Some(last) = last.or(damaged.last().copied().filter(|_| stuck)) else { return Ok(false) };
+        if deleted.last == 0 && stuck {
+            deleted.last = damaged.last().copied().unwrap_or(0);
+        }
+        let Deleted { last, bytes, .. } = deleted;
+        if last == 0 {
+            return Ok((false, deleted));
+        }
         sqlx::query("delete from aq_log where topic = ? and number = ? and last <= ?")
             .bind(self.topic)
             .bind(self.number)
@@ -164,7 +285,7 @@ impl Delete {
         self.forget(connection, &identities, last).await?;
         let bytes = if damaged.is_empty() { (entry.bytes - bytes).max(0) } else { self.bytes(connection).await? };
         PartitionEntry { first: last + 1, bytes, ..entry }.write(connection).await?;
-        Ok(full)
+        Ok((full, deleted))
     }
 
     /// The bytes of what the partition holds, counted.
@@ -196,28 +317,5 @@ impl Delete {
         .execute(connection)
         .await
         .map(drop)
-    }
-
-    /// Up to where every consumer has settled the partition; without consumers, everything.
-    async fn settled(&self, connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
-        let rows =
-            sqlx::query("select consumer, topic, number, floor, seal from aq_floors where topic = ? and number = ?")
-                .bind(self.topic)
-                .bind(self.number)
-                .fetch_all(connection)
-                .await?;
-        let floors = rows.iter().map(|row| FloorEntry::read(row).ok_or_else(floor_damage));
-        let floors: Vec<FloorEntry> = floors.collect::<Result<_, _>>()?;
-        Ok(floors.iter().map(|entry| entry.floor).min().unwrap_or(i64::MAX))
-    }
-
-    /// How many bytes the topic has too many.
-    async fn excess(&self, connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
-        let Some(most) = self.retention.bytes else { return Ok(0) };
-        let row = sqlx::query("select coalesce(sum(bytes), 0) from aq_partitions where topic = ?")
-            .bind(self.topic)
-            .fetch_one(connection)
-            .await?;
-        Ok(row.try_get::<i64, _>(0)?.saturating_sub(i64::try_from(most).unwrap_or(i64::MAX)))
     }
 }

@@ -8,7 +8,7 @@ use super::ops::{SHARD, Shard, names, one};
 use super::rows;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
-use crate::store::{Action, Applied, Command, CommandId, CommandState, Content, RowRef};
+use crate::store::{Action, Applied, Command, CommandId, CommandState, Content, Listed, RowRef};
 use crate::topic::{LaneId, Partition, Place, Position, Text, Topic};
 
 /// Commands that may wait for their partitions' owners.
@@ -36,6 +36,11 @@ const WAITING: &str =
     concat!("select ", command_columns!(), " where c.shard = ? and c.state = 0 order by c.id limit ?");
 const ONE: &str = concat!("select ", command_columns!(), " where c.shard = ? and c.id = ?");
 const LAST: &str = concat!("select ", command_columns!(), " order by c.id desc limit ?");
+const ON_ROW: &str = concat!(
+    "select ",
+    command_columns!(),
+    " where s.consumer = ? and s.topic = ? and s.number = ? and c.position = ? and c.idx = ? order by c.id"
+);
 const RESULT: &str = "select state, ended_at, refusal from aq_commands where id = ?";
 const END: &str = "update aq_commands set state = ?, ended_at = ?, refusal = ? where id = ? and state = 0";
 
@@ -166,6 +171,14 @@ pub(super) async fn waiting(
 /// The last commands that were given, oldest first.
 pub(super) async fn last(session: &mut dyn Session, limit: i64) -> Result<Vec<Kept>, StoreError> {
     session.fetch(LAST, vec![limit.into()]).await?.iter().rev().map(read).collect()
+}
+
+/// The commands on a row, oldest first.
+pub(super) async fn on_row(session: &mut dyn Session, listed: &Listed) -> Result<Vec<Kept>, StoreError> {
+    let Some((position, index)) = rows::columns_of(listed.row.place) else { return Ok(Vec::new()) };
+    let mut args = names(&listed.consumer, &listed.partition);
+    args.extend([position, index].map(Value::Int));
+    session.fetch(ON_ROW, args).await?.iter().map(read).collect()
 }
 
 pub(super) async fn result(session: &mut dyn Session, id: CommandId) -> Result<Option<CommandState>, StoreError> {

@@ -16,6 +16,7 @@ mod ops;
 mod outbox;
 mod place;
 mod rows;
+mod shards;
 pub(crate) mod sqlite;
 mod store;
 mod turn;
@@ -24,6 +25,7 @@ mod wal;
 pub(crate) mod writer;
 
 pub use outbox::Outbox;
+pub use shards::ShardStatus;
 pub use sqlite::{SqliteFile, SqliteOptions};
 pub use store::SqliteStore;
 pub(crate) use turn::try_lock;

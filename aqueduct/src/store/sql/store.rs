@@ -51,7 +51,15 @@ impl SqliteStore {
     /// The last commands that were given, at most `limit`, oldest first, with who gave each, why, and what became of it.
     /// All are kept.
     pub async fn audit(&self, limit: usize) -> Result<Vec<(CommandId, Command, CommandState)>, StoreError> {
-        commands::last(&mut *self.store.database.read().await?, sql_limit(limit)).await
+        commands::last(&mut *self.read().await?, sql_limit(limit)).await
+    }
+
+    pub(super) async fn read(&self) -> Result<Box<dyn Session>, StoreError> {
+        self.store.database.read().await
+    }
+
+    pub(super) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
+        self.store.write(step).await
     }
 
     pub(crate) fn file(&self) -> &SqliteFile {
@@ -214,7 +222,7 @@ impl Store for SqlStore {
 }
 
 /// Work that has an answer.
-trait Step: Send + 'static {
+pub(super) trait Step: Send + 'static {
     type Answer: Send;
 
     fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;

@@ -1,0 +1,253 @@
+//! `aqueduct doctor`: what is wrong, or will be, and what to do about it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anstyle::AnsiColor;
+use aqueduct::sqlite::Owner;
+use aqueduct::{Clock, Text};
+use clap::Args;
+use indicatif::HumanBytes;
+use rustix::fs::{Access, access, statvfs};
+use serde::Serialize;
+
+use super::print;
+use super::rows::{open_existing, owner};
+use crate::broker::Open;
+use crate::cli::Global;
+use crate::config::{Flags, load};
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+use crate::table::{count, one_line};
+
+const EXAMPLES: &str = include_str!("help/doctor.txt");
+
+/// Free space below which it is said, and below which little time is left.
+const DISK_LOW: u64 = 1 << 30;
+const DISK_OUT: u64 = 64 << 20;
+
+/// A write-ahead log that is longer than this does not come from work alone.
+const WAL_LONG: u64 = 256 << 20;
+
+/// Clocks differ by less.
+const CLOCK_SLACK: Duration = Duration::from_secs(5);
+
+/// Checks configuration, file, disk, clock, groups and what waits, and says what to do.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Doctor {}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warn,
+    Fail,
+}
+
+#[derive(Serialize)]
+struct Check {
+    #[serde(rename = "check")]
+    name: &'static str,
+    level: Level,
+    text: String,
+    fix: Option<String>,
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Report(Vec<Check>);
+
+impl Report {
+    fn ok(&mut self, check: &'static str, text: impl Into<String>) {
+        self.0.push(Check { name: check, level: Level::Ok, text: text.into(), fix: None });
+    }
+
+    fn warn(&mut self, check: &'static str, text: impl Into<String>, fix: impl Into<String>) {
+        self.0.push(Check { name: check, level: Level::Warn, text: text.into(), fix: Some(fix.into()) });
+    }
+
+    fn fail(&mut self, check: &'static str, text: impl Into<String>, fix: impl Into<String>) {
+        self.0.push(Check { name: check, level: Level::Fail, text: text.into(), fix: Some(fix.into()) });
+    }
+
+    fn failed(&mut self, check: &'static str, failure: &Failure) {
+        let fix = failure.advice().unwrap_or("see the text").to_owned();
+        self.fail(check, failure.text(), fix);
+    }
+
+    /// Says that all is well if nothing was said of a check.
+    fn else_ok(&mut self, check: &'static str, text: impl Into<String>) {
+        if self.0.iter().all(|done| done.name != check) {
+            self.ok(check, text);
+        }
+    }
+}
+
+impl Doctor {
+    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+        let Self {} = self;
+        let mut report = Report::default();
+        examine(global, &mut report).await;
+        let failed = report.0.iter().filter(|check| check.level == Level::Fail).count();
+        let text: String = match global.output.unwrap_or_default() {
+            Output::Json => report.0.iter().map(|c| serde_json::to_string(c).unwrap_or_default() + "\n").collect(),
+            Output::Text => report.0.iter().map(line).collect(),
+        };
+        print(&text)?;
+        match failed {
+            0 => Ok(()),
+            n => Err(Failure::new(Exit::Unusable, format!("{} failed", count(n as u64, "check")))),
+        }
+    }
+}
+
+fn line(check: &Check) -> String {
+    let (word, colour) = match check.level {
+        Level::Ok => ("ok", AnsiColor::Green),
+        Level::Warn => ("warn", AnsiColor::Yellow),
+        Level::Fail => ("FAIL", AnsiColor::Red),
+    };
+    let (style, fix) = (colour.on_default(), check.fix.as_ref().map(|fix| format!("      do: {fix}\n")));
+    format!("{style}{word:<4}{style:#}  {}: {}\n{}", check.name, one_line(&check.text), fix.unwrap_or_default())
+}
+
+async fn examine(global: &Global, report: &mut Report) {
+    let settings = match load(global, Flags::none()) {
+        Ok(loaded) => loaded.settings,
+        Err(failure) => return report.failed("configuration", &failure),
+    };
+    report.ok("configuration", "every setting is known");
+    let path = settings.broker.path();
+    if !path.exists() {
+        let text = format!("there is no broker at {}", settings.broker);
+        return report.warn("file", text, "publish into it, which creates it, or correct --broker or AQUEDUCT_BROKER");
+    }
+    permissions(path, report);
+    disk(path, report);
+    let opened = match open_existing(global).await {
+        Ok(opened) => opened,
+        Err(failure) => return report.failed("file", &failure),
+    };
+    report.ok("file", format!("{} can be used, and its tables are of this version", path.display()));
+    if let Err(failure) = groups(&opened, report).await {
+        report.failed("groups", &failure);
+    }
+    if let Err(failure) = stored(&opened, report).await {
+        report.failed("store", &failure);
+    }
+}
+
+fn permissions(path: &Path, report: &mut Report) {
+    let beside = |end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        std::path::PathBuf::from(name)
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let files = [path.to_owned(), beside("-wal"), beside("-shm"), folder.to_owned()];
+    for file in files.iter().filter(|file| file.exists()) {
+        if let Err(error) = access(file, Access::READ_OK | Access::WRITE_OK) {
+            let text = format!("{} cannot be written: {error}", file.display());
+            report.fail("permissions", text, "run this as the user of the services, or change its owner");
+        }
+    }
+    report.else_ok("permissions", "the file and its folder can be written");
+    let long = beside("-wal").metadata().map_or(0, |found| found.len());
+    if long > WAL_LONG {
+        let text = format!("the write-ahead log has {}", HumanBytes(long));
+        report.warn("write-ahead log", text, "look for a program that keeps a read transaction open on the file");
+    }
+}
+
+fn disk(path: &Path, report: &mut Report) {
+    if let Some(kind) = network(path) {
+        let text = format!("the file is on {kind}, where locks are not reliable and a crash can damage it");
+        report.fail("file system", text, "move the file to a local disk");
+    }
+    report.else_ok("file system", "a local one");
+    let Ok(found) = statvfs(path) else { return };
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    let text = format!("{} free", HumanBytes(free));
+    let fix = "free some space, or delete what is not needed: `aqueduct purge TOPIC --older 30d`";
+    match free {
+        0..DISK_OUT => report.fail("disk", text, fix),
+        DISK_OUT..DISK_LOW => report.warn("disk", text, fix),
+        _ => report.ok("disk", text),
+    }
+}
+
+/// The kind of file system, if it is one of other machines: from statfs(2).
+#[cfg(target_os = "linux")]
+fn network(path: &Path) -> Option<&'static str> {
+    const REMOTE: [(u32, &str); 7] = [
+        (0x6969, "NFS"),
+        (0x517b, "SMB"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB"),
+        (0x5346_414f, "AFS"),
+        (0x0102_1997, "9P"),
+        (0x00c3_6400, "Ceph"),
+    ];
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number of 32 bits")]
+    let kind = rustix::fs::statfs(path).ok()?.f_type as u32;
+    REMOTE.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn network(_: &Path) -> Option<&'static str> {
+    None
+}
+
+async fn groups(opened: &Open, report: &mut Report) -> Result<(), Failure> {
+    let (status, now) = (opened.broker.status().await?, Clock::system().now());
+    for partition in &status.partitions {
+        if let Some(newest) = partition.newest.filter(|newest| newest.since(now) > CLOCK_SLACK) {
+            let text = format!("{} has an event of {newest}, and here it is {now}", partition.partition);
+            report.warn("clock", text, "set the clock right: what is parked waits by it");
+            break;
+        }
+    }
+    report.else_ok("clock", "nothing was stored in the future");
+    for group in &status.consumers {
+        let (name, lag) = (&group.consumer, group.floors.iter().map(|floor| floor.lag).sum::<u64>());
+        match &group.owner {
+            Owner::Nobody if lag > 0 => {
+                let text = format!("nobody runs {name}; the log is kept for it, {} so far", count(lag, "event"));
+                report.warn("groups", text, format!("start it, or if it is gone for good: aqueduct forget {name}"));
+            }
+            Owner::Orphans { .. } => {
+                let text = format!("{name} cannot start before they end: {}", owner(&group.owner));
+                report.warn("groups", text, "wait for them, or end them with kill");
+            }
+            Owner::Unseen => {
+                let text =
+                    format!("who runs {name} cannot be seen: another user or container, or nobody since a restart");
+                report.warn("groups", text, "look as the user of the service, in its container");
+            }
+            _ => {}
+        }
+    }
+    report.else_ok("groups", "every group that has something to do is run");
+    Ok(())
+}
+
+async fn stored(opened: &Open, report: &mut Report) -> Result<(), Failure> {
+    let owners = opened.broker.status().await?.consumers;
+    let runs = |group: &Text| owners.iter().any(|o| o.consumer == *group && matches!(o.owner, Owner::Process { .. }));
+    let (mut blocking, mut waiting) = (0, 0);
+    for shard in opened.store.shards().await? {
+        blocking += shard.blocking;
+        waiting += if runs(&shard.consumer) { 0 } else { shard.waiting };
+    }
+    if blocking > 0 {
+        let text = format!("{} hold their keys", count(blocking, "dead letter"));
+        report.warn("store", text, "look at BLOCKS in `aqueduct dead-letters list`; replay, skip or discard them");
+    }
+    if waiting > 0 {
+        let text = format!("{} wait for groups that nobody runs", count(waiting, "command"));
+        report.warn("store", text, "start the group, or give any command on it, which carries out all of them");
+    }
+    report.else_ok("store", "no key waits behind a dead letter");
+    Ok(())
+}

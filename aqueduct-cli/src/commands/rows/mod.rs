@@ -1,0 +1,115 @@
+//! `aqueduct parked` and `aqueduct dead-letters`: what is in the store, and mending it.
+
+mod act;
+mod carry;
+mod edit;
+mod filter;
+mod list;
+mod show;
+
+pub(crate) use carry::owner;
+pub(crate) use list::write;
+
+use aqueduct::store::{Content, Listed, RowState};
+use clap::{Args, Subcommand};
+
+use crate::broker::{Absent, Open, open};
+use crate::cli::Global;
+use crate::config::{Flags, load};
+use crate::failure::{Exit, Failure};
+
+const LIST: &str = include_str!("../help/rows-list.txt");
+
+const SHOW: &str = include_str!("../help/rows-show.txt");
+
+const ACT: &str = include_str!("../help/rows-act.txt");
+
+const EDIT: &str = include_str!("../help/rows-edit.txt");
+
+/// Looks at events in the store, and mends them.
+#[derive(Args)]
+pub(crate) struct Rows {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Lists them, in the order of each key.
+    #[command(after_long_help = LIST)]
+    List(list::List),
+    /// Shows everything about one: its attempts, its data, and what was done about it.
+    #[command(after_long_help = SHOW)]
+    Show(show::Show),
+    /// Tries them again at once.
+    #[command(after_long_help = ACT)]
+    Replay(act::Act),
+    /// Lets keys go on that wait behind dead letters.
+    #[command(after_long_help = ACT)]
+    Skip(act::Act),
+    /// Forgets them.
+    #[command(after_long_help = ACT)]
+    Discard(act::Act),
+    /// Changes what one carries.
+    #[command(after_long_help = EDIT)]
+    Edit(Box<edit::Edit>),
+}
+
+/// Which rows a command is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Parked,
+    Dead,
+}
+
+impl Kind {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Parked => "parked",
+            Self::Dead => "dead-letters",
+        }
+    }
+}
+
+impl Rows {
+    pub(crate) async fn run(self, global: &Global, kind: Kind) -> Result<(), Failure> {
+        let opened = open_existing(global).await?;
+        let output = global.output.unwrap_or_default();
+        match self.action {
+            Action::List(list) => list.run(&opened, kind, output).await,
+            Action::Show(show) => show.run(&opened, kind, output).await,
+            Action::Replay(act) => act.run(&opened, kind, act::Verb::Replay, output).await,
+            Action::Skip(act) => act.run(&opened, kind, act::Verb::Skip, output).await,
+            Action::Discard(act) => act.run(&opened, kind, act::Verb::Discard, output).await,
+            Action::Edit(edit) => edit.run(&opened, kind, output).await,
+        }
+    }
+}
+
+/// Broker and store, neither of which comes into being by being looked at.
+pub(crate) async fn open_existing(global: &Global) -> Result<Open, Failure> {
+    let settings = load(global, Flags::none())?.settings;
+    if let Some(store) = settings.store.as_ref().filter(|store| !store.path().exists()) {
+        return Err(Failure::new(Exit::Missing, format!("there is no store at {store}"))
+            .fix("correct --store, or leave it out if the store is in the broker's file"));
+    }
+    open(&settings, Absent::Refuse).await
+}
+
+/// Where a row stands, as lists show it.
+fn place_of(listed: &Listed) -> String {
+    let (partition, place) = (&listed.partition, listed.row.place);
+    let index = if place.index > 0 { format!(".{}", place.index) } else { String::new() };
+    format!("{partition}/{}{index}", place.position.0)
+}
+
+fn id_of(listed: &Listed) -> &str {
+    match &listed.row.content {
+        Content::Event(event) => event.id.as_str(),
+        Content::Undecodable(_) => "",
+    }
+}
+
+fn is_dead(listed: &Listed) -> bool {
+    matches!(listed.row.state, RowState::Dead(_))
+}
