@@ -42,6 +42,23 @@ impl SqliteBroker {
     /// who that is. Answers at once.
     ///
     /// A consumer that has settled nothing, or was forgotten, does not come to hold the log by this.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> aqueduct::Result<()> {
+    /// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
+    /// use aqueduct::{Clock, Partition, sqlite::{SqliteBroker, SqliteFile, SqliteStore}, store::{Op, Store}};
+    /// let file = SqliteFile::open(&path).await?;
+    /// let (broker, store) = (SqliteBroker::new(&file), SqliteStore::new(&file));
+    /// if let Some(stand_in) = broker.stand_in("mail").await? {
+    ///     let (claim, floor) = stand_in.claim(&Partition { topic: "orders".into(), index: 0 });
+    ///     store.take_over(&claim, floor).await?;
+    ///     let now = Clock::system().now();
+    ///     for (id, _) in store.due(&claim, now, 100).await?.commands {
+    ///         store.apply(&claim, &[Op::Operate { id, refused: None, now }]).await?;
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn stand_in(&self, consumer: impl Into<Text>) -> Result<Option<StandIn>, BrokerError> {
         let (consumer, file) = (consumer.into(), &self.0.file);
         let taken = ConsumerLock::try_take(file.path(), consumer.as_str());
