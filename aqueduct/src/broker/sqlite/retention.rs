@@ -49,8 +49,8 @@ impl Retention {
         self
     }
 
-    /// Deletes the oldest messages of a topic while keys, headers and bodies of all are larger together. Defaults to no
-    /// limit.
+    /// Deletes the oldest messages of a partition, one partition after another, while keys, headers and bodies of the whole
+    /// topic are larger together. Defaults to no limit.
     pub fn bytes(mut self, bytes: u64) -> Self {
         self.bytes = Some(bytes);
         self
