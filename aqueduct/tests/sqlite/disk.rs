@@ -453,7 +453,9 @@ async fn a_folder_that_is_moved_and_a_file_that_is_replaced_are_noticed() {
     let shop = Shop::open(&home.join("shop.db")).await;
     shop.underway().await;
     std::fs::rename(&home, &away).unwrap();
-    let error = publish(&shop.broker, "x").await.unwrap_err();
+    // Whether it is stored nobody can say, if its commit was under way when the folder went. No service reads that topic.
+    let aside = || Message::new("aside", "x");
+    let error = shop.broker.publish(vec![aside()]).await.remove(0).unwrap_err();
     says(&error, &shop.path, "it is not there any more");
     shop.gate.send_replace(true);
     shop.both_say("it is not there any more").await;
@@ -462,7 +464,7 @@ async fn a_folder_that_is_moved_and_a_file_that_is_replaced_are_noticed() {
     std::fs::create_dir(&home).unwrap();
     drop(SqliteFile::open(&shop.path).await.unwrap());
     until("the other file is closed", async || !home.join("shop.db-wal").exists()).await;
-    let error = publish(&shop.broker, "x").await.unwrap_err();
+    let error = shop.broker.publish(vec![aside()]).await.remove(0).unwrap_err();
     says(&error, &shop.path, "another file has taken its place");
     shop.both_say("another file has taken its place").await;
     std::fs::rename(&home, folder.path().join("wrong")).unwrap();
