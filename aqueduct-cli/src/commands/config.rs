@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::print;
 use crate::cli::Global;
-use crate::config::{Flags, Origin, load};
+use crate::config::{Flags, Origin, SECRETS, load};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -14,9 +14,6 @@ Examples:
   aqueduct config show
   AQUEDUCT_CONSUME_TIMEOUT=5s aqueduct config show
   aqueduct config show --output json";
-
-/// Settings whose values are shown to nobody.
-const SECRETS: [&str; 1] = ["consume.http_header"];
 
 /// Looks at the settings.
 #[derive(Args)]

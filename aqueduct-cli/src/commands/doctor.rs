@@ -235,14 +235,20 @@ async fn groups(opened: &Open, report: &mut Report) -> Result<(), Failure> {
 async fn stored(opened: &Open, report: &mut Report) -> Result<(), Failure> {
     let owners = opened.broker.status().await?.consumers;
     let runs = |group: &Text| owners.iter().any(|o| o.consumer == *group && matches!(o.owner, Owner::Process { .. }));
-    let (mut blocking, mut waiting) = (0, 0);
+    let (mut blocking, mut waiting, mut parked) = (0, 0, 0);
     for shard in opened.store.shards().await? {
         blocking += shard.blocking;
-        waiting += if runs(&shard.consumer) { 0 } else { shard.waiting };
+        if !runs(&shard.consumer) {
+            (waiting, parked) = (waiting + shard.waiting, parked + shard.parked);
+        }
     }
     if blocking > 0 {
         let text = format!("{} hold their keys", count(blocking, "dead letter"));
         report.warn("store", text, "look at BLOCKS in `aqueduct dead-letters list`; replay, skip or discard them");
+    }
+    if parked > 0 {
+        let text = format!("{} of groups that nobody runs", count(parked, "parked event"));
+        report.warn("store", text, "start the groups: `aqueduct status` names them");
     }
     if waiting > 0 {
         let text = format!("{} wait for groups that nobody runs", count(waiting, "command"));

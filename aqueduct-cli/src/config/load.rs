@@ -17,6 +17,9 @@ use crate::suggest::did_you_mean;
 
 const PREFIX: &str = "AQUEDUCT_";
 
+/// Settings whose values are shown to nobody.
+pub(crate) const SECRETS: [&str; 1] = ["consume.http_header"];
+
 /// What `aqueduct consume` tells the programs that it starts; no settings.
 const TOLD: [&str; 4] = ["AQUEDUCT_ATTEMPT", "AQUEDUCT_EPOCH", "AQUEDUCT_GROUP", "AQUEDUCT_TOPIC"];
 
@@ -161,7 +164,12 @@ fn environment(keys: &BTreeSet<String>) -> Result<Vec<Layer>, Failure> {
 
 /// Refuses keys that no setting has.
 fn check_file(path: &Path, file: &impl Provider, keys: &BTreeSet<String>) -> Result<(), Failure> {
-    let broken = |e: figment::Error| Failure::new(Exit::Config, format!("{}: {}", path.display(), e.kind));
+    let broken = |e: figment::Error| {
+        let text = e.kind.to_string();
+        // Between the place and the reason stands the line itself, which may hold a secret.
+        let told: Vec<&str> = text.lines().filter(|line| !line.contains('|')).map(str::trim).collect();
+        Failure::new(Exit::Config, format!("{}: {}", path.display(), told.join(": ")))
+    };
     let profiles = file.data().map_err(broken)?;
     let mut found = BTreeSet::new();
     for values in profiles.into_values() {
@@ -223,6 +231,11 @@ fn name(metadata: &Metadata) -> String {
 fn wrong(error: &figment::Error) -> Failure {
     let place = error.metadata.as_ref().map(name).filter(|name| name != "default");
     let key = error.path.join(".");
+    if SECRETS.contains(&key.as_str()) {
+        let place = place.map(|place| place + ": ").unwrap_or_default();
+        let text = format!("{place}`{key}` is not of the right kind (its value is not shown)");
+        return Failure::new(Exit::Config, text).fix(r#"write a list: ["Name: value"]"#);
+    }
     let text = match (place, key.is_empty()) {
         (Some(place), false) => format!("{place}: `{key}`: {}", error.kind),
         (Some(place), true) => format!("{place}: {}", error.kind),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::broker::Location;
 
 pub(crate) use consume::ConsumeSettings;
-pub(crate) use load::{Flags, Origin, load};
+pub(crate) use load::{Flags, Origin, SECRETS, load};
 pub(crate) use publish::PublishSettings;
 pub(crate) use values::{FormatName, From, Span};
 

@@ -75,3 +75,22 @@ fn init_writes_what_can_be_read_and_overwrites_nothing() {
     assert_eq!(world.read("aqueduct.toml"), "# mine\n");
     world.run(&["init", "--config", "no/such/folder.toml"]).failed(74, &["no/such/folder.toml cannot be written"]);
 }
+
+#[test]
+fn what_is_secret_is_not_told_by_errors_either() {
+    let world = World::new();
+    for text in [
+        "[consume]\nhttp_header = [\"Authorization: SECRET\"\n",
+        "[consume]\nhttp_header = \"Authorization: SECRET\"\n",
+        "[consume]\nhttp_header = [[\"Authorization: SECRET\"]]\n",
+    ] {
+        world.write("aqueduct.toml", text);
+        let said = world.run(&["config", "show"]).failed(78, &["aqueduct.toml"]);
+        assert!(!said.err.contains("SECRET") && !said.out.contains("SECRET"), "{said:?}");
+    }
+    std::fs::remove_file(world.path("aqueduct.toml")).unwrap();
+    let mut command = world.command(&["config", "show"]);
+    let said = command.env("AQUEDUCT_CONSUME_HTTP_HEADER", "Authorization: SECRET").output().unwrap();
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(!said.status.success() && text.contains("write a list") && !text.contains("SECRET"), "{text}");
+}

@@ -183,3 +183,18 @@ fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
     assert_eq!(told(), "STOPPING=1");
     assert!(running.end().success());
 }
+
+#[test]
+fn an_output_that_nobody_reads_any_more_ends_it_at_once() {
+    use std::io::{BufRead, BufReader};
+    let world = World::new();
+    world.events(20_000, 10);
+    let began = std::time::Instant::now();
+    let mut command = world.command(&["consume", "t", "--group", "g"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with('{'), "{line}");
+    // As with `| head -1`: far below the 30 s that a graceful stop may take.
+    assert!(child.wait().unwrap().success() && began.elapsed() < std::time::Duration::from_secs(20));
+}

@@ -95,14 +95,8 @@ impl Consume {
         let health = serve.health();
         let systemd = Systemd(self.sd_notify);
         let graceful = until_stop(stop.clone(), Arc::clone(&activity), self.exit_when_idle, health.clone());
-        let (failed, mut failure) = oneshot::channel();
         let graceful = async move {
-            tokio::select! {
-                biased;
-                () = graceful => {}
-                // An error of the channel means that writing ended well.
-                Ok(error) = unwritten => drop(failed.send(error)),
-            }
+            graceful.await;
             systemd.tell(NotifyState::Stopping);
         };
         let telling = tokio::spawn(tell(health, systemd));
@@ -111,15 +105,15 @@ impl Consume {
             biased;
             ended = serving => ended.map_err(|e| self.explain(e.into())),
             () = stop.at_once() => Err(Failure::new(Exit::Stopped, "stopped at once; what was in hand comes again")),
+            // An error of the channel means that writing ended well. There is nothing to finish without an output.
+            Ok(error) = unwritten => match error.kind() {
+                std::io::ErrorKind::BrokenPipe => Ok(()),
+                _ => Err(unwritable(&error).then("events that were not written come again")),
+            },
         };
         telling.abort();
         handler.end().await;
-        match failure.try_recv() {
-            Ok(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(unwritable(&error).then("events that were not written come again"))
-            }
-            _ => ended,
-        }?;
+        ended?;
         activity.print(global.output.unwrap_or_default());
         Ok(())
     }
