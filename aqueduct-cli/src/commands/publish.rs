@@ -89,8 +89,8 @@ impl Publish {
         let topic = self.topic.as_str().into();
         let needs_time = settings.publish.format == FormatName::CloudeventsStructured;
         let recipe = Arc::new(Recipe { topic, kind: self.kind, key: self.key, id: self.id, needs_time });
-        let (by, bar) = (Arc::clone(&recipe), progress(bytes));
-        let reading = tokio::task::spawn_blocking(move || read(input, &by, &send));
+        let (by, bar, slow) = (Arc::clone(&recipe), progress(bytes), bytes.is_none());
+        let reading = tokio::task::spawn_blocking(move || read(input, slow, &by, &send));
         let (skip_bad, summary) = (self.skip_bad, Summary::default());
         let mut publishing = Publishing { publisher, recipe, skip_bad, summary, bar };
         let done = publishing.run(batches).await;
@@ -119,8 +119,9 @@ fn unreadable(file: &std::path::Path, error: &io::Error) -> Failure {
     Failure::new(Exit::Missing, format!("{} cannot be read", file.display())).because(error)
 }
 
-/// Reads lines and makes batches of them, ahead of publishing, until nobody takes them any more.
-fn read(input: Box<dyn Read + Send>, recipe: &Recipe, send: &Sender<Batch>) -> io::Result<()> {
+/// Reads lines and makes batches of them, ahead of publishing, until nobody takes them any more. Of an input that may be slow
+/// what is there is published before more is waited for.
+fn read(input: Box<dyn Read + Send>, slow: bool, recipe: &Recipe, send: &Sender<Batch>) -> io::Result<()> {
     let (mut lines, mut batch) = (Lines::new(input), Batch::default());
     while let Some(line) = lines.next()? {
         match recipe.event(&line.text) {
@@ -131,8 +132,9 @@ fn read(input: Box<dyn Read + Send>, recipe: &Recipe, send: &Sender<Batch>) -> i
             }
             Err(reason) => batch.bad = Some((line.number, reason)),
         }
+        let waits = slow && !lines.has_line();
         let full = batch.events.len() == BATCH || batch.bytes > BATCH_BYTES || batch.bad.is_some();
-        if full && send.blocking_send(std::mem::take(&mut batch)).is_err() {
+        if (full || waits) && send.blocking_send(std::mem::take(&mut batch)).is_err() {
             return Ok(());
         }
     }

@@ -56,6 +56,11 @@ impl<R: Read> Lines<R> {
         }
     }
 
+    /// True if the next line is here, so that asking for it does not wait for the input.
+    pub(crate) fn has_line(&self) -> bool {
+        memchr::memchr(b'\n', &self.buffer).is_some()
+    }
+
     fn read(&mut self) -> io::Result<()> {
         if self.buffer.len() > LINE_MAX {
             return Err(io::Error::other(format!("line {} is longer than 64 MiB", self.number + 1)));

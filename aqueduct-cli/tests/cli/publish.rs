@@ -168,3 +168,20 @@ fn errors_are_json_where_that_is_asked_for() {
     assert!(error["error"].as_str().unwrap().starts_with("line 1 is bad"), "{error}");
     assert!(error["fix"].is_string() && error["state"] == "nothing was published", "{error}");
 }
+
+#[test]
+fn what_a_slow_program_writes_is_published_before_it_writes_more() {
+    use std::io::Write;
+    let world = World::new();
+    let mut command = world.command(&["publish", "--topic", "t", "--type", "x", "--id", "n", "-"]);
+    let mut child = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    for n in 1..4 {
+        writeln!(input, "{{\"n\":{n}}}").unwrap();
+        // It ends when the event has come.
+        let arguments = ["consume", "t", "--group", "g", "--create-topics", "--max-events", "1"];
+        assert!(world.run(&arguments).succeeded().out.contains(&format!("\"n\":{n}")));
+    }
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
