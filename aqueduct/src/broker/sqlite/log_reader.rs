@@ -11,7 +11,7 @@ use crate::broker::Start;
 use crate::error::{BrokerError, StoreError};
 use crate::message::Message;
 use crate::store::sql::batch::Slice;
-use crate::store::sql::log::{PartitionEntry, find_topic};
+use crate::store::sql::log::PartitionEntry;
 use crate::store::sql::sqlite::SqliteFile;
 use crate::topic::{Partition, Position, Topic};
 
@@ -61,10 +61,8 @@ impl SqliteBroker {
     /// ```
     pub async fn read(&self, topic: impl Into<Topic>, start: Start) -> Result<LogReader, BrokerError> {
         let (topic, file) = (topic.into(), self.0.file.clone());
-        let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
+        let (mut connection, entry) = self.existing(&topic).await?;
         let failed = |e| broker_error(&file.explain(e));
-        let found = find_topic(&mut connection, &topic).await.map_err(failed)?;
-        let entry = found.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })?;
         let (id, mut cursors) = (entry.id, Vec::new());
         for number in 0..i64::from(entry.partitions) {
             cursors.push(first_floor(&mut connection, (id, number), start).await.map_err(failed)?.cast_unsigned());

@@ -86,16 +86,10 @@ impl<M: Merge> Merged<M> {
     fn take(&self) -> Vec<M::Part> {
         let mut waiting = self.0.waiting.lock();
         let (mut parts, mut cost) = (Vec::new(), 0_usize);
-        while let Some((alone, _)) = waiting.front() {
-            if !parts.is_empty() && (*alone || cost >= M::COST_MAX) {
-                break;
-            }
-            let Some((alone, part)) = waiting.pop_front() else { break };
-            cost = if alone { usize::MAX } else { cost.saturating_add(M::cost(&part)) };
+        let fits = |(alone, _): &mut (bool, M::Part), cost| cost == 0 || !*alone && cost < M::COST_MAX;
+        while let Some((alone, part)) = waiting.pop_front_if(|next| fits(next, cost)) {
+            cost = if alone { M::COST_MAX } else { cost.saturating_add(M::cost(&part)) };
             parts.push(part);
-            if alone {
-                break;
-            }
         }
         let more = !waiting.is_empty();
         drop(waiting);

@@ -131,25 +131,26 @@ impl SqliteBroker {
 
     /// Deletes now what of a topic is over the limits, and answers what that was: of each partition.
     pub async fn purge(&self, topic: &Topic, retention: Retention) -> Result<Vec<Purged>, BrokerError> {
-        let entry = self.existing(topic).await?;
+        let (_, entry) = self.existing(topic).await?;
         let deleted = retention::delete_all(&self.0.file, Some(entry.id), retention).await;
         Ok(Purged::all(topic, deleted.map_err(|e| broker_error(&e))?))
     }
 
     /// What [`purge`](Self::purge) would delete now.
     pub async fn would_purge(&self, topic: &Topic, retention: Retention) -> Result<Vec<Purged>, BrokerError> {
-        let (file, entry) = (&self.0.file, self.existing(topic).await?);
-        let mut connection = file.connect().await.map_err(|e| broker_error(&e))?;
+        let (file, (mut connection, entry)) = (&self.0.file, self.existing(topic).await?);
         let failed = |e| broker_error(&file.explain(e));
         let mut snapshot = connection.begin().await.map_err(failed)?;
         let counted = retention::count_all(&mut snapshot, entry.id, retention, file.clock().now()).await;
         Ok(Purged::all(topic, counted.map_err(failed)?))
     }
 
-    async fn existing(&self, topic: &Topic) -> Result<TopicEntry, BrokerError> {
-        let task = Find { topic: topic.clone(), create: None, file: self.0.file.clone() };
-        let found = self.0.file.write_with(task).await.map_err(|e| broker_error(&e))?;
-        found.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })
+    /// A connection that reads, and the entry of a topic that exists.
+    async fn existing(&self, topic: &Topic) -> Result<(SqliteConnection, TopicEntry), BrokerError> {
+        let mut connection = self.0.file.connect().await.map_err(|e| broker_error(&e))?;
+        let found = find_topic(&mut connection, topic).await.map_err(|e| broker_error(&self.0.file.explain(e)))?;
+        let entry = found.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })?;
+        Ok((connection, entry))
     }
 
     /// Creates a topic unless it exists.

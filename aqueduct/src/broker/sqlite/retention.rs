@@ -9,9 +9,10 @@ use super::consumer::{FloorEntry, check_floors, floor_damage};
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
-use crate::store::sql::batch::{Batch, Unreadable};
+use crate::store::sql::batch::{Batch, Unreadable, batch_columns};
+use crate::store::sql::identities::forget;
 use crate::store::sql::log::{PartitionEntry, damage};
-use crate::store::sql::sqlite::{SqliteFile, assembled};
+use crate::store::sql::sqlite::SqliteFile;
 use crate::store::sql::writer::Task;
 use crate::topic::Text;
 
@@ -123,7 +124,8 @@ pub(super) async fn count_all(
     let mut partitions = partitions(connection, Some(topic)).await?;
     let (mut excess, mut all) = (retention.excess(connection, topic).await?, Vec::new());
     while let Some(place) = partitions.pop() {
-        let end = retention.end(connection, place).await?;
+        let entry = PartitionEntry::find(connection, place.0, place.1).await?;
+        let end = retention.end(connection, &entry).await?;
         let (mut deleted, mut page) = (Deleted::default(), COUNT_PAGE);
         while page == COUNT_PAGE {
             // No content is read.
@@ -171,15 +173,14 @@ impl Retention {
     }
 
     /// Up to where a partition may be deleted: where every consumer has settled it, unless that does not matter.
-    async fn end(&self, connection: &mut SqliteConnection, (topic, number): (i64, i64)) -> Result<i64, sqlx::Error> {
-        let entry = PartitionEntry::find(connection, topic, number).await?;
+    async fn end(&self, connection: &mut SqliteConnection, entry: &PartitionEntry) -> Result<i64, sqlx::Error> {
         if self.drop_unread {
             return Ok(entry.next - 1);
         }
         let rows =
             sqlx::query("select consumer, topic, number, floor, seal from aq_floors where topic = ? and number = ?")
-                .bind(topic)
-                .bind(number)
+                .bind(entry.topic)
+                .bind(entry.number)
                 .fetch_all(connection)
                 .await?;
         let floors = rows.iter().map(|row| FloorEntry::read(row).ok_or_else(floor_damage));
@@ -233,12 +234,13 @@ impl Task for Delete {
 
 impl Delete {
     async fn delete(&self, connection: &mut SqliteConnection, now: Timestamp) -> Result<(bool, Deleted), sqlx::Error> {
-        let end = self.retention.end(connection, (self.topic, self.number)).await?;
         let entry = PartitionEntry::find(connection, self.topic, self.number).await?;
-        let rows = sqlx::query(assembled(format!(
-            "select {} from aq_log where topic = ? and number = ? and last <= ? order by last limit ?",
-            Batch::COLUMNS
-        )))
+        let end = self.retention.end(connection, &entry).await?;
+        let rows = sqlx::query(concat!(
+            "select ",
+            batch_columns!(),
+            " from aq_log where topic = ? and number = ? and last <= ? order by last limit ?"
+        ))
         .bind(self.topic)
         .bind(self.number)
         .bind(end)
@@ -282,7 +284,9 @@ impl Delete {
             .bind(last)
             .execute(&mut *connection)
             .await?;
-        self.forget(connection, &identities, last).await?;
+        // One that was published again since stands higher.
+        let identities: Vec<&str> = identities.iter().map(Text::as_str).collect();
+        forget(connection, (self.topic, self.number), &identities, 0..=last).await?;
         let bytes = if damaged.is_empty() { (entry.bytes - bytes).max(0) } else { self.bytes(connection).await? };
         PartitionEntry { first: last + 1, bytes, ..entry }.write(connection).await?;
         Ok((full, deleted))
@@ -296,26 +300,5 @@ impl Delete {
             .fetch_one(connection)
             .await?;
         row.try_get(0)
-    }
-
-    /// Forgets identities, unless they were published again since.
-    async fn forget(
-        &self,
-        connection: &mut SqliteConnection,
-        identities: &[Text],
-        last: i64,
-    ) -> Result<(), sqlx::Error> {
-        let identities: Vec<&str> = identities.iter().map(Text::as_str).collect();
-        sqlx::query(
-            "delete from aq_identities where topic = ? and dedup_id in (select value from json_each(?))
-             and number = ? and position <= ?",
-        )
-        .bind(self.topic)
-        .bind(serde_json::to_string(&identities).map_err(|e| sqlx::Error::Encode(e.into()))?)
-        .bind(self.number)
-        .bind(last)
-        .execute(connection)
-        .await
-        .map(drop)
     }
 }

@@ -27,8 +27,6 @@ pub(super) struct State {
     pub(super) parts: BTreeMap<Partition, Part>,
     /// Changes of ownership that the engine has not been told yet.
     notes: VecDeque<Arrival>,
-    /// True if a partition may be broken.
-    any_broken: bool,
     /// Why reading failed, until the engine has been told or it works again.
     pub(super) failed: Option<BrokerError>,
     /// The engine has been told so, and has not asked again.
@@ -109,18 +107,11 @@ impl State {
 
     /// A partition that is damaged behind what was delivered.
     fn stopped(&mut self) -> Option<Arrival> {
-        if !std::mem::take(&mut self.any_broken) {
-            return None;
-        }
-        let mut broken = self.parts.iter_mut().filter(|(_, part)| part.owned && part.broken.is_some());
-        let found = broken.find(|(_, part)| part.ready.is_empty());
-        let stopped = found.and_then(|(partition, part)| {
-            let why = part.broken.take()?;
-            part.end();
-            Some(Arrival::Stopped { partition: partition.clone(), why })
-        });
-        self.any_broken = self.parts.values().any(|part| part.owned && part.broken.is_some());
-        stopped
+        let mut done = self.parts.iter_mut().filter(|(_, part)| part.owned && part.ready.is_empty());
+        let (partition, part) = done.find(|(_, part)| part.broken.is_some())?;
+        let why = part.broken.take()?;
+        part.end();
+        Some(Arrival::Stopped { partition: partition.clone(), why })
     }
 
     /// What was read of the next partition, after the one it was served from last.
@@ -201,7 +192,6 @@ impl State {
             self.parts.get_mut(partition).filter(|part| part.owned && epoch.is_none_or(|e| e == part.epoch))
         {
             part.broken.get_or_insert(why);
-            self.any_broken = true;
         }
     }
 

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::batch::{Batch, Batches};
 use super::codec::VERSION;
-use super::identities::{Known, forget_from};
+use super::identities::{Known, forget};
 use super::log::{PartitionEntry, TopicEntry, create_topic, find_topic, partition_damage};
 use super::sqlite::MEND;
 use crate::broker::Receipt;
@@ -134,7 +134,7 @@ impl Append<'_> {
         }
         for ((topic, partition), ids) in &mine {
             let base = shares.get(&(*topic, *partition)).map_or(i64::MAX, |share| share.base);
-            forget_from(connection, (*topic, i64::from(*partition)), ids, base).await?;
+            forget(connection, (*topic, i64::from(*partition)), ids, base..=i64::MAX).await?;
         }
         let asked = entries.iter().filter_map(Entry::identity).map(|(entry, id)| (entry.topic, id));
         let mut known = Known::look(connection, asked).await?;

@@ -21,6 +21,14 @@ pub(crate) const MESSAGES_MAX: i64 = 64;
 /// A batch takes in no further message when it would be longer than this.
 const BYTES_MAX: usize = 32 * 1_024;
 
+/// The columns that [`Batch::read`] reads.
+macro_rules! batch_columns {
+    () => {
+        "last, count, bytes, stored_at, checksum, version, content"
+    };
+}
+pub(crate) use batch_columns;
+
 /// A batch as it is in its row.
 pub(crate) struct Batch {
     pub(crate) topic: i64,
@@ -35,9 +43,6 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// The columns that [`read`](Self::read) reads.
-    pub(crate) const COLUMNS: &'static str = "last, count, bytes, stored_at, checksum, version, content";
-
     /// Where its first message stands.
     pub(crate) fn first(&self) -> i64 {
         self.last - self.count + 1
@@ -48,7 +53,7 @@ impl Batch {
         checksum(&[*topic, *number, *last, *count, *bytes, *stored_at], &[content])
     }
 
-    /// A row of [`COLUMNS`](Self::COLUMNS); an error if it is not as it was written, which says what is wrong.
+    /// A row of [`batch_columns`]; an error if it is not as it was written, which says what is wrong.
     pub(crate) fn read(row: &SqliteRow, topic: i64, number: i64) -> Result<Result<Self, Unreadable>, sqlx::Error> {
         let version: i64 = row.try_get(5)?;
         if version > VERSION {
@@ -164,13 +169,14 @@ impl Slice<'_> {
         let start = entry.first.max(after + 1);
         let end = entry.next.min(start.saturating_add(i64::try_from(self.limit).unwrap_or(i64::MAX)));
         // Positions have no gaps: these are the batches from the one of the first position to the one of the last.
-        let rows = sqlx::query(
-            "select last, count, bytes, stored_at, checksum, version, content from aq_log
-             where topic = ?1 and number = ?2 and last >= ?3 and last <= (select max(last) from (
+        let rows = sqlx::query(concat!(
+            "select ",
+            batch_columns!(),
+            " from aq_log where topic = ?1 and number = ?2 and last >= ?3 and last <= (select max(last) from (
                  select last, sum(bytes) over (order by last) - bytes as before from aq_log
                  where topic = ?1 and number = ?2 and last >= ?3 and last < ?4 + ?5 and last - count < ?4 - 1
-             ) where before < ?6) order by last",
-        )
+             ) where before < ?6) order by last"
+        ))
         .bind(self.topic)
         .bind(i64::from(self.partition.index))
         .bind(start)

@@ -1,14 +1,14 @@
 //! Which messages the log holds already, by their identities.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use super::batch::{Batch, Unreadable};
+use super::batch::{Batch, Unreadable, batch_columns};
 use super::log::{PartitionEntry, damage};
-use super::sqlite::assembled;
 use crate::message::Message;
 use crate::topic::{Text, Topic};
 
@@ -87,11 +87,14 @@ impl Known {
     ) -> Result<Option<&(Batch, Vec<Message>)>, sqlx::Error> {
         let holds = |batch: &Batch| (batch.first()..=batch.last).contains(&position);
         if !self.read.get(&(topic, number)).is_some_and(|(batch, _)| holds(batch)) {
-            let columns = Batch::COLUMNS;
-            let sql = format!(
-                "select {columns} from aq_log where topic = ? and number = ? and last >= ? order by last limit 1"
-            );
-            let row = sqlx::query(assembled(sql)).bind(topic).bind(number).bind(position);
+            let row = sqlx::query(concat!(
+                "select ",
+                batch_columns!(),
+                " from aq_log where topic = ? and number = ? and last >= ? order by last limit 1"
+            ))
+            .bind(topic)
+            .bind(number)
+            .bind(position);
             let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
             let batch = Batch::read(&row, topic, number)?.map_err(|unreadable| match unreadable {
                 Unreadable::Damaged => {
@@ -108,21 +111,22 @@ impl Known {
     }
 }
 
-/// Forgets those of these identities that a partition has at these positions or above.
-pub(super) async fn forget_from(
+/// Forgets those of these identities that a partition has at these positions.
+pub(crate) async fn forget(
     connection: &mut SqliteConnection,
     (topic, number): (i64, i64),
     ids: &[&str],
-    position: i64,
+    positions: RangeInclusive<i64>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
         "delete from aq_identities where topic = ? and dedup_id in (select value from json_each(?))
-         and number = ? and position >= ?",
+         and number = ? and position between ? and ?",
     )
     .bind(topic)
     .bind(list(ids)?)
     .bind(number)
-    .bind(position)
+    .bind(*positions.start())
+    .bind(*positions.end())
     .execute(connection)
     .await
     .map(drop)

@@ -8,7 +8,7 @@ pub(crate) mod batch;
 pub(crate) mod codec;
 mod commands;
 pub(crate) mod dialect;
-mod identities;
+pub(crate) mod identities;
 mod inbox;
 pub(crate) mod log;
 mod lookup;
