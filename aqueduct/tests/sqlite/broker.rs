@@ -191,6 +191,17 @@ fn sized(n: usize) -> Message {
 }
 
 #[tokio::test]
+async fn messages_without_a_key_take_turns_among_the_partitions() {
+    let (_folder, broker) = with(|options| options.partitions(4).relaxed()).await;
+    let mut partitions = Vec::new();
+    for count in [3, 3, 1, 1, 4, 2, 6] {
+        let receipts = broker.publish(vec![Message::new("orders", "x"); count]).await;
+        partitions.extend(receipts.into_iter().map(|receipt| receipt.unwrap().partition.index));
+    }
+    assert_eq!(partitions, (0..20).map(|n| n % 4).collect::<Vec<u32>>());
+}
+
+#[tokio::test]
 async fn messages_of_all_sizes_are_read_from_any_position_in_any_portions() {
     const COUNT: usize = 300;
     let (_folder, broker) = with(|options| options.partitions(1).relaxed()).await;

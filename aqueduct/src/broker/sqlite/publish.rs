@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use sqlx::sqlite::SqliteConnection;
@@ -39,7 +40,7 @@ struct Appending {
     /// Topics that are known to be in the file, where they stay.
     topics: Mutex<BTreeMap<Topic, TopicEntry>>,
     /// Where the next message without a key goes.
-    turn: Mutex<u64>,
+    turn: AtomicU64,
 }
 
 /// The messages of one publisher.
@@ -100,11 +101,7 @@ impl Merge for Appending {
         Box::pin(async move {
             let all: Vec<&Message> = parts.iter().flat_map(|part| &part.messages).collect();
             let topics = self.topics.lock().clone();
-            let turn = {
-                let mut turn = self.turn.lock();
-                *turn = turn.wrapping_add(all.len() as u64);
-                *turn
-            };
+            let turn = self.turn.fetch_add(all.len() as u64, Ordering::Relaxed);
             let (create, now, inserts) = (file.create(), file.clock().now(), file.inserts());
             let append = Append { messages: &all, topics: &topics, create, turn, now, inserts };
             append.run(connection).await.map_err(|e| file.explain(e))
