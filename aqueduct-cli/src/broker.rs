@@ -19,6 +19,11 @@ impl Location {
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
+
+    /// There is no such topic.
+    pub(crate) fn lacks(&self, topic: &str) -> Failure {
+        Failure::new(Exit::Missing, format!("topic `{topic}` does not exist in {self}"))
+    }
 }
 
 impl FromStr for Location {

@@ -1,5 +1,6 @@
 //! What is printed beside events: the form of the output, notices, progress, and the library's log.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::AnsiColor;
@@ -11,6 +12,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::failure::{Failure, unwritable};
+
 /// For people or for programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -20,6 +23,26 @@ pub(crate) enum Output {
     Text,
     /// One JSON object.
     Json,
+}
+
+/// Writes to standard output. False if nobody reads any more, which is no failure.
+pub(crate) fn write(text: &str) -> Result<bool, Failure> {
+    let mut out = anstream::stdout().lock();
+    delivered(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// The same, for whom it does not matter.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    write(text).map(drop)
+}
+
+/// What came of writing to standard output: false if nobody reads any more.
+pub(crate) fn delivered(written: io::Result<()>) -> Result<bool, Failure> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(unwritable(&error)),
+    }
 }
 
 /// Says something to a person, on standard error.

@@ -3,9 +3,9 @@
 use clap::Args;
 use clap_complete::Shell;
 
-use super::print;
 use crate::cli;
 use crate::failure::Failure;
+use crate::output::print;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -3,11 +3,10 @@
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::print;
 use crate::cli::Global;
 use crate::config::{Flags, Origin, SECRETS, load};
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, print};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -4,20 +4,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use anstyle::AnsiColor;
-use aqueduct::sqlite::Owner;
+use aqueduct::sqlite::{Owner, SqliteFile, SqliteStatus};
 use aqueduct::{Clock, Text};
 use clap::Args;
 use indicatif::HumanBytes;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
-use super::print;
 use super::rows::{open_existing, owner};
 use crate::broker::Open;
 use crate::cli::Global;
 use crate::config::{Flags, load};
 use crate::failure::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, print};
 use crate::table::{count, one_line};
 
 const EXAMPLES: &str = include_str!("help/doctor.txt");
@@ -130,10 +129,15 @@ async fn examine(global: &Global, report: &mut Report) {
         Err(failure) => return report.failed("file", &failure),
     };
     report.ok("file", format!("{} can be used, and its tables are of this version", path.display()));
-    if let Err(failure) = groups(&opened, report).await {
-        report.failed("groups", &failure);
-    }
-    if let Err(failure) = stored(&opened, report).await {
+    let status = match opened.broker.status().await {
+        Ok(status) => status,
+        Err(error) => {
+            let failure = error.into();
+            return ["groups", "store"].into_iter().for_each(|check| report.failed(check, &failure));
+        }
+    };
+    groups(&status, report);
+    if let Err(failure) = stored(&opened, &status, report).await {
         report.failed("store", &failure);
     }
 }
@@ -161,7 +165,7 @@ fn permissions(path: &Path, report: &mut Report) {
 }
 
 fn disk(path: &Path, report: &mut Report) {
-    if let Some(kind) = network(path) {
+    if let Some(kind) = SqliteFile::network(path) {
         let text = format!("the file is on {kind}, where locks are not reliable and a crash can damage it");
         report.fail("file system", text, "move the file to a local disk");
     }
@@ -177,30 +181,8 @@ fn disk(path: &Path, report: &mut Report) {
     }
 }
 
-/// The kind of file system, if it is one of other machines: from statfs(2).
-#[cfg(target_os = "linux")]
-fn network(path: &Path) -> Option<&'static str> {
-    const REMOTE: [(u32, &str); 7] = [
-        (0x6969, "NFS"),
-        (0x517b, "SMB"),
-        (0xff53_4d42, "CIFS"),
-        (0xfe53_4d42, "SMB"),
-        (0x5346_414f, "AFS"),
-        (0x0102_1997, "9P"),
-        (0x00c3_6400, "Ceph"),
-    ];
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number of 32 bits")]
-    let kind = rustix::fs::statfs(path).ok()?.f_type as u32;
-    REMOTE.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn network(_: &Path) -> Option<&'static str> {
-    None
-}
-
-async fn groups(opened: &Open, report: &mut Report) -> Result<(), Failure> {
-    let (status, now) = (opened.broker.status().await?, Clock::system().now());
+fn groups(status: &SqliteStatus, report: &mut Report) {
+    let now = Clock::system().now();
     for partition in &status.partitions {
         if let Some(newest) = partition.newest.filter(|newest| newest.since(now) > CLOCK_SLACK) {
             let text = format!("{} has an event of {newest}, and here it is {now}", partition.partition);
@@ -210,7 +192,7 @@ async fn groups(opened: &Open, report: &mut Report) -> Result<(), Failure> {
     }
     report.else_ok("clock", "nothing was stored in the future");
     for group in &status.consumers {
-        let (name, lag) = (&group.consumer, group.floors.iter().map(|floor| floor.lag).sum::<u64>());
+        let (name, lag) = (&group.consumer, group.lag());
         match &group.owner {
             Owner::Nobody if lag > 0 => {
                 let text = format!("nobody runs {name}; the log is kept for it, {} so far", count(lag, "event"));
@@ -229,11 +211,10 @@ async fn groups(opened: &Open, report: &mut Report) -> Result<(), Failure> {
         }
     }
     report.else_ok("groups", "every group that has something to do is run");
-    Ok(())
 }
 
-async fn stored(opened: &Open, report: &mut Report) -> Result<(), Failure> {
-    let owners = opened.broker.status().await?.consumers;
+async fn stored(opened: &Open, status: &SqliteStatus, report: &mut Report) -> Result<(), Failure> {
+    let owners = &status.consumers;
     let runs = |group: &Text| owners.iter().any(|o| o.consumer == *group && matches!(o.owner, Owner::Process { .. }));
     let (mut blocking, mut waiting, mut parked) = (0, 0, 0);
     for shard in opened.store.shards().await? {

@@ -4,12 +4,11 @@ use aqueduct::sqlite::Owner;
 use clap::Args;
 use serde_json::json;
 
-use super::print;
 use super::rows::{open_existing, owner};
 use crate::cli::Global;
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, note};
+use crate::output::{Output, note, print};
 use crate::suggest::did_you_mean;
 use crate::table::count;
 
@@ -40,7 +39,7 @@ impl Forget {
             let text = format!("group `{}` cannot be forgotten while it runs: {}", self.group, owner(&group.owner));
             return Err(Failure::new(Exit::Busy, text).fix("stop it first"));
         }
-        let lag: u64 = group.floors.iter().map(|floor| floor.lag).sum();
+        let lag = group.lag();
         let question =
             format!("forget how far group `{}` has come, with {} not read yet", self.group, count(lag, "event"));
         if !confirm(&question, self.yes)? {

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::print;
 use crate::cli::Global;
 use crate::config::FILE;
 use crate::failure::{Exit, Failure};
+use crate::output::print;
 
 /// Every setting with its default, as a comment.
 const TEMPLATE: &str = include_str!("init.toml");

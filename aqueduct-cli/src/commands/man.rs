@@ -2,9 +2,9 @@
 
 use clap::Args;
 
-use super::print;
 use crate::cli;
 use crate::failure::{Exit, Failure};
+use crate::output::print;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -44,14 +44,3 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
 fn of<'a>(command: &str, matches: &'a ArgMatches) -> &'a ArgMatches {
     matches.subcommand_matches(command).unwrap_or(matches)
 }
-
-/// Writes to standard output. An output that nobody reads any more is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    let mut out = anstream::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(crate::failure::unwritable(&error)),
-        _ => Ok(()),
-    }
-}

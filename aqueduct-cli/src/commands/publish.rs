@@ -12,13 +12,12 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::print;
 use crate::broker::{Absent, open};
 use crate::cli::Global;
 use crate::config::{Flags, FormatName, PublishSettings, load};
 use crate::failure::{Exit, Failure};
 use crate::input::{Line, Lines, Path, Recipe};
-use crate::output::{Output, progress};
+use crate::output::{Output, print, progress};
 
 const EXAMPLES: &str = include_str!("help/publish.txt");
 

@@ -9,14 +9,13 @@ use clap::{ArgGroup, Args};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::print;
 use super::rows::open_existing;
 use crate::broker::Open;
 use crate::cli::Global;
 use crate::config::Span;
 use crate::confirm::confirm;
 use crate::failure::Failure;
-use crate::output::{Output, note};
+use crate::output::{Output, note, print};
 use crate::table::count;
 
 const EXAMPLES: &str = include_str!("help/purge.txt");

@@ -11,11 +11,11 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::rows::{open_existing, owner, write};
+use super::rows::{open_existing, owner};
 use crate::broker::Open;
 use crate::cli::Global;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, write};
 use crate::table::{Table, age, span};
 
 const EXAMPLES: &str = include_str!("help/status.txt");
@@ -50,7 +50,7 @@ impl Status {
         let mut progress = Progress::default();
         let mut seen = see(&opened).await?;
         progress.take_in(&seen);
-        let seems_stuck = |group: &ConsumerStatus| lag(group) > 0 && matches!(group.owner, Owner::Process { .. });
+        let seems_stuck = |group: &ConsumerStatus| group.lag() > 0 && matches!(group.owner, Owner::Process { .. });
         if !self.watch && seen.log.consumers.iter().any(seems_stuck) {
             tokio::time::sleep(SECOND).await;
             seen = see(&opened).await?;
@@ -77,16 +77,12 @@ async fn see(opened: &Open) -> Result<Seen, Failure> {
     Ok(Seen { now: Clock::system().now(), log, shards })
 }
 
-fn lag(group: &ConsumerStatus) -> u64 {
-    group.floors.iter().map(|floor| floor.lag).sum()
-}
-
 impl Progress {
     fn take_in(&mut self, seen: &Seen) {
         for group in &seen.log.consumers {
             let settled = group.floors.iter().map(|floor| floor.floor.0).sum();
             let known = self.0.entry(group.consumer.clone()).or_insert((settled, Instant::now()));
-            if known.0 != settled || lag(group) == 0 || !matches!(group.owner, Owner::Process { .. }) {
+            if known.0 != settled || group.lag() == 0 || !matches!(group.owner, Owner::Process { .. }) {
                 *known = (settled, Instant::now());
             }
         }
@@ -165,7 +161,7 @@ impl Seen {
             let blocking = if stored.blocking > 0 { format!(", {} block", stored.blocking) } else { String::new() };
             groups.row(&[
                 name.to_string(),
-                HumanCount(group.map_or(0, lag)).to_string(),
+                HumanCount(group.map_or(0, ConsumerStatus::lag)).to_string(),
                 HumanCount(stored.parked).to_string(),
                 format!("{}{blocking}", HumanCount(stored.dead)),
                 age(stored.oldest, self.now),
@@ -191,7 +187,7 @@ impl Seen {
             let floor = |f: &aqueduct::sqlite::FloorStatus| json!({ "topic": f.partition.topic.as_str(), "partition": f.partition.index, "floor": f.floor.0, "lag": f.lag });
             let floors: Vec<Value> = group.iter().flat_map(|group| &group.floors).map(floor).collect();
             json!({
-                "group": name.as_str(), "owner": owner_json(group.map(|group| &group.owner)), "lag": group.map_or(0, lag),
+                "group": name.as_str(), "owner": owner_json(group.map(|group| &group.owner)), "lag": group.map_or(0, ConsumerStatus::lag),
                 "parked": stored.parked, "dead": stored.dead, "blocking": stored.blocking,
                 "oldest": stored.oldest.map(|time| time.to_string()), "commands_waiting": stored.waiting,
                 "stands_still_s": progress.standing(&name).map(|since| since.as_secs()), "partitions": floors,

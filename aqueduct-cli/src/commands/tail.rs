@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aqueduct::broker::{Lease, Start};
-use aqueduct::format::{CloudEvents, Decoded, Format, FormatErrorKind, PlainJson};
+use aqueduct::format::{CloudEvents, Decoded, Format, FormatErrorKind};
 use aqueduct::sqlite::{LogReader, Logged};
 use aqueduct::{Attempt, Epoch, Message, Origin, Place};
 use clap::Args;
@@ -14,9 +14,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::rows::open_existing;
 use crate::cli::Global;
 use crate::config::{ConsumeSettings, Flags, FormatName, From, load};
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::handler::Delivery;
-use crate::output::note;
+use crate::output::{delivered, note};
 use crate::suggest::did_you_mean;
 
 const EXAMPLES: &str = include_str!("help/tail.txt");
@@ -50,8 +50,7 @@ impl Tail {
         let opened = open_existing(global).await?;
         let topics = opened.broker.topics().await?;
         if !topics.iter().any(|topic| topic.as_str() == self.topic) {
-            let failure =
-                Failure::new(Exit::Missing, format!("topic `{}` does not exist in {}", self.topic, settings.broker));
+            let failure = settings.broker.lacks(&self.topic);
             let question = did_you_mean(&self.topic, topics.iter().map(aqueduct::Topic::as_str));
             return Err(failure.fix(question.unwrap_or_else(|| "`aqueduct status` lists the topics".into())));
         }
@@ -116,11 +115,7 @@ fn formats(settings: &ConsumeSettings) -> Vec<Box<dyn Format>> {
         match name {
             FormatName::Cloudevents => Box::new(CloudEvents::binary()),
             FormatName::CloudeventsStructured => Box::new(CloudEvents::structured()),
-            FormatName::Json => {
-                let json = PlainJson::new();
-                let json = settings.json_id.iter().fold(json, |json, field| json.id_field(field.as_str()));
-                Box::new(settings.json_key.iter().fold(json, |json, field| json.key_field(field.as_str())))
-            }
+            FormatName::Json => Box::new(settings.plain_json()),
         }
     };
     settings.format.iter().map(format).collect()
@@ -136,11 +131,7 @@ fn print(messages: &[Logged], formats: &[Box<dyn Format>]) -> Result<bool, Failu
         }
     }
     let mut out = std::io::stdout().lock();
-    match out.write_all(&lines).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(crate::failure::unwritable(&error)),
-        Ok(()) => Ok(true),
-    }
+    delivered(out.write_all(&lines).and_then(|()| out.flush()))
 }
 
 /// The events of a message, as lines.

@@ -1,6 +1,7 @@
 //! The settings of `aqueduct consume`.
 
 use aqueduct::Policy;
+use aqueduct::format::PlainJson;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,15 @@ pub(crate) struct ConsumeSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) failing: FailingSettings,
+}
+
+impl ConsumeSettings {
+    /// Reading JSON, as the settings say.
+    pub(crate) fn plain_json(&self) -> PlainJson {
+        let json = PlainJson::new();
+        let json = self.json_id.iter().fold(json, |json, field| json.id_field(field.as_str()));
+        self.json_key.iter().fold(json, |json, field| json.key_field(field.as_str()))
+    }
 }
 
 /// What becomes of events that fail; they are keys of `[consume]` too.

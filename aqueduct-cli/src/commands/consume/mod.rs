@@ -7,7 +7,7 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aqueduct::format::{CloudEvents, PlainJson};
+use aqueduct::format::CloudEvents;
 use aqueduct::{Consumer, Health, Publisher, Router};
 use clap::{ArgMatches, Args};
 use sd_notify::NotifyState;
@@ -127,10 +127,11 @@ impl Consume {
             let known: Vec<&str> = known.iter().map(aqueduct::Topic::as_str).collect();
             let wild = |topic: &str| topic.split('.').any(|part| matches!(part, "*" | ">"));
             if let Some(topic) = self.topics.iter().find(|topic| !wild(topic) && !known.contains(&topic.as_str())) {
-                let failure =
-                    Failure::new(Exit::Missing, format!("topic `{topic}` does not exist in {}", settings.broker));
                 let question = did_you_mean(topic, known).map(|question| question + " ").unwrap_or_default();
-                return Err(failure.fix(format!("{question}Publish to it first, or let --create-topics create it")));
+                return Err(settings
+                    .broker
+                    .lacks(topic)
+                    .fix(format!("{question}Publish to it first, or let --create-topics create it")));
             }
         }
         if let Some(results) = &settings.consume.publish_results {
@@ -158,7 +159,7 @@ impl Consume {
         settings.format.iter().fold(consumer, |consumer, format| match format {
             FormatName::Cloudevents => consumer.format(CloudEvents::binary()),
             FormatName::CloudeventsStructured => consumer.format(CloudEvents::structured()),
-            FormatName::Json => consumer.format(plain_json(settings)),
+            FormatName::Json => consumer.format(settings.plain_json()),
         })
     }
 
@@ -202,12 +203,6 @@ impl Consume {
 
 fn limits(settings: &ConsumeSettings) -> Limits {
     Limits { timeout: settings.timeout.0, kill_after: settings.kill_after.0 }
-}
-
-fn plain_json(settings: &ConsumeSettings) -> PlainJson {
-    let json = PlainJson::new();
-    let json = settings.json_id.iter().fold(json, |json, field| json.id_field(field.as_str()));
-    settings.json_key.iter().fold(json, |json, field| json.key_field(field.as_str()))
 }
 
 /// One route for all: take a place among `--max-events`, handle, publish the results.

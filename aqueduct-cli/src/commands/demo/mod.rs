@@ -19,10 +19,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use super::print;
 use crate::cli::Global;
 use crate::failure::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, print};
 use naive::Queue;
 use reliable::{GROUP, Reliable};
 use story::{DOWN, DOWN_FROM, DOWN_TO, KILLED, PUBLISHED, Story, Webhook, number, webhooks};
@@ -150,8 +149,7 @@ impl<'a> Play<'a> {
     /// Says what happens, and when.
     fn say(&self, story: &Story, text: &str) {
         if !self.quiet {
-            let passed = aqueduct::Clock::system().now().unix_ms().saturating_sub(story.began);
-            let seconds = Duration::from_millis(u64::try_from(passed).unwrap_or(0)).as_secs_f64();
+            let seconds = story.passed().as_secs_f64();
             self.bar.suspend(|| anstream::eprintln!("{seconds:>6.1} s  {text}"));
         }
     }
@@ -193,7 +191,7 @@ impl<'a> Play<'a> {
                 biased;
                 told = worker.next() => {
                     told?;
-                    if turns.kills(began) {
+                    if turns.kills() {
                         worker.child.kill().await?;
                         self.say(&story, "the process of the handlers is killed (kill -9), in the middle of its work");
                         tokio::time::sleep(story.share(0.03)).await;
@@ -207,7 +205,7 @@ impl<'a> Play<'a> {
                 }
                 () = sleep_until(looked + tick) => {
                     looked = Instant::now();
-                    turns.tell(began);
+                    turns.tell();
                     let done = effects::all(&mut effects).await?;
                     let handled = done.iter().collect::<std::collections::BTreeSet<_>>().len();
                     self.bar.set_position(handled as u64);
@@ -256,18 +254,18 @@ impl<'a> Turns<'a> {
     }
 
     /// True if the process is to be killed now, just after an event has taken effect.
-    fn kills(&mut self, began: Instant) -> bool {
-        let now = !self.killed && began.elapsed() > self.story.share(KILLED);
+    fn kills(&mut self) -> bool {
+        let now = !self.killed && self.story.passed() > self.story.share(KILLED);
         self.killed |= now;
         now
     }
 
-    fn tell(&mut self, began: Instant) {
+    fn tell(&mut self) {
         let down = format!("the service behind {DOWN} goes down: its events fail from now on");
         let up = format!("the service behind {DOWN} is back");
         let turns = [(DOWN_FROM, down), (DOWN_TO, up), (PUBLISHED, "all events are published".to_owned())];
         for (at, text) in turns.into_iter().skip(self.told) {
-            if began.elapsed() < self.story.share(at) {
+            if self.story.passed() < self.story.share(at) {
                 return;
             }
             self.play.say(self.story, &text);

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use aqueduct::format::{CloudEvents, Decoded, Format};
-use aqueduct::{Clock, Error, Event, FaultExt, Key, Message, Result};
+use aqueduct::{Clock, Error, Event, FaultExt, Key, Result};
+use bytes::Bytes;
+
+use super::reliable::TOPIC;
+use crate::input::read_event;
 
 /// 329 deliveries of GitHub's webhooks, an event a line.
 const WEBHOOKS: &str = include_str!("../../../../aqueduct/examples/data/github-webhooks.ndjson");
@@ -39,12 +42,7 @@ pub(super) fn webhook(line: &'static str) -> Result<Webhook> {
 
 /// An event in the structured form of CloudEvents.
 pub(super) fn read(line: &str) -> Result<Event> {
-    let mut message = Message::new("webhooks", line.to_owned());
-    message.headers = [("content-type", "application/cloudevents+json")].into_iter().collect();
-    match CloudEvents::structured().decode(&message)? {
-        Decoded::One(event) => Ok(event),
-        Decoded::Batch(_) => Err(Error::msg("a line holds one event")),
-    }
+    read_event(&TOPIC.into(), &Bytes::copy_from_slice(line.as_bytes())).map_err(Error::msg)
 }
 
 /// The number of an event in the file.
@@ -65,10 +63,10 @@ impl Story {
         Self { began: Clock::system().now().unix_ms(), lasts }
     }
 
-    /// How much of the time has passed.
-    fn passed(&self) -> f64 {
+    /// For how long it has gone on.
+    pub(super) fn passed(&self) -> Duration {
         let passed = Clock::system().now().unix_ms().saturating_sub(self.began);
-        Duration::from_millis(u64::try_from(passed).unwrap_or(0)).as_secs_f64() / self.lasts.as_secs_f64()
+        Duration::from_millis(u64::try_from(passed).unwrap_or(0))
     }
 
     /// This share of the time.
@@ -78,7 +76,7 @@ impl Story {
 
     /// Whether the service behind [`DOWN`] is down now.
     pub(super) fn is_down(&self) -> bool {
-        (DOWN_FROM..DOWN_TO).contains(&self.passed())
+        (self.share(DOWN_FROM)..self.share(DOWN_TO)).contains(&self.passed())
     }
 }
 

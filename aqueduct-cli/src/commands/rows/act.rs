@@ -9,13 +9,12 @@ use serde_json::json;
 
 use super::carry::{Carry, Outcome};
 use super::filter::{Filter, Pages, nothing};
-use super::list::write;
 use super::{Kind, is_dead};
 use crate::broker::Open;
 use crate::config::Span;
 use crate::confirm::{confirm, who};
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, note};
+use crate::output::{Output, note, print};
 use crate::table::count;
 
 /// So many keys are told from each other; more are just many.
@@ -149,7 +148,7 @@ impl Counted {
             Output::Text if self.events == 0 => format!("would {} nothing\n", verb.name()),
             Output::Text => format!("would {} {}\n", verb.name(), self.text()),
         };
-        write(&text).map(drop)
+        print(&text)
     }
 }
 

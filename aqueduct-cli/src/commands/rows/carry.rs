@@ -10,10 +10,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::list::write;
 use crate::broker::Open;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, note};
+use crate::output::{Output, note, print};
 use crate::table::{count, one_line};
 
 /// Commands that wait at the same time: far fewer than the store takes.
@@ -213,13 +212,13 @@ impl Outcome {
         let groups: Vec<&str> = stood_in.iter().map(Text::as_str).collect();
         if output == Output::Json {
             let refusals: Vec<_> = refusals.iter().map(|(place, why)| json!({ "place": place, "why": why })).collect();
-            write(&format!(
+            print(&format!(
                 "{}\n",
                 json!({ "action": verb, "done": done, "refused": refused, "waiting": waiting, "refusals": refusals,
                     "stood_in_for": groups })
             ))?;
         } else {
-            write(&format!("{verb}: {} done, {refused} refused ({keys})\n", count(done, "event")))?;
+            print(&format!("{verb}: {} done, {refused} refused ({keys})\n", count(done, "event")))?;
             for (place, why) in &refusals {
                 note(one_line(&format!("refused, {place}: {why}")));
             }

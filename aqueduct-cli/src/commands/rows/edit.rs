@@ -13,11 +13,11 @@ use bytes::Bytes;
 use clap::Args;
 use serde::de::IgnoredAny;
 
-use super::Kind;
 use super::act::By;
 use super::carry::Carry;
 use super::filter::{Filter, Pages};
 use super::show::event_json;
+use super::{Kind, event_of};
 use crate::broker::Open;
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
@@ -94,13 +94,6 @@ fn checked(listed: &Listed, before: &str, json: &Bytes) -> Result<Event, Failure
             .fix("discard this event, and publish one with the other key"));
     }
     Ok(new)
-}
-
-fn event_of(listed: &Listed) -> Option<&Arc<Event>> {
-    match &listed.row.content {
-        Content::Event(event) => Some(event),
-        Content::Undecodable(_) => None,
-    }
 }
 
 /// What JSON does not show stays as it was.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use aqueduct::sqlite::SqliteStore;
-use aqueduct::store::{Content, Listed, Query, Store};
+use aqueduct::store::{Listed, Query, Store};
 use aqueduct::{Clock, Key, Partition, Place, Text, Timestamp};
 use clap::Args;
 
-use super::{Kind, id_of, place_of};
+use super::{Kind, event_of, id_of, place_of};
 use crate::config::Span;
 use crate::failure::{Exit, Failure};
 use crate::output::note;
@@ -65,10 +65,7 @@ impl Filter {
 
     fn fits(&self, listed: &Listed, now: Timestamp) -> bool {
         let (row, age) = (&listed.row, now.since(listed.row.parked_at));
-        let event = match &row.content {
-            Content::Event(event) => Some(event),
-            Content::Undecodable(_) => None,
-        };
+        let event = event_of(listed);
         let is = |wanted: &Option<String>, of: &dyn Fn(&aqueduct::Event) -> &Text| {
             wanted.as_ref().is_none_or(|wanted| event.is_some_and(|event| of(event) == wanted.as_str()))
         };

@@ -1,17 +1,15 @@
 //! `list`.
 
-use std::io::{ErrorKind, Write};
-
-use aqueduct::store::{Content, Hold, Listed, RowState};
+use aqueduct::store::{Hold, Listed, RowState};
 use aqueduct::{Clock, Timestamp};
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::filter::{Filter, Pages};
-use super::{Kind, id_of, is_dead, place_of};
+use super::{Kind, event_of, id_of, is_dead, place_of};
 use crate::broker::Open;
-use crate::failure::{Failure, unwritable};
-use crate::output::{Output, note};
+use crate::failure::Failure;
+use crate::output::{Output, note, write};
 use crate::table::{Table, age, span};
 
 /// How many rows a table has at most; the next one has widths of its own.
@@ -66,16 +64,6 @@ impl List {
     }
 }
 
-/// Writes to standard output. False if nobody reads any more.
-pub(crate) fn write(text: &str) -> Result<bool, Failure> {
-    let mut out = anstream::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(unwritable(&error)),
-    }
-}
-
 fn table(rows: &[Vec<String>], kind: Kind, with_head: bool) -> String {
     let last = if kind == Kind::Dead { "BLOCKS" } else { "NEXT" };
     let mut table = Table::new(&["PLACE", "GROUP", "ID", "KEY", "TYPE", "TRIES", "AGE", last, "ERROR"]).last_beneath();
@@ -87,9 +75,9 @@ fn table(rows: &[Vec<String>], kind: Kind, with_head: bool) -> String {
 
 fn cells(listed: &Listed, kind: Kind) -> Vec<String> {
     let (row, now) = (&listed.row, Clock::system().now());
-    let (key, what) = match &row.content {
-        Content::Event(event) => (event.key.as_ref().map_or("-", |key| key.as_str()), event.kind.as_str()),
-        Content::Undecodable(_) => ("-", "(undecodable)"),
+    let (key, what) = match event_of(listed) {
+        Some(event) => (event.key.as_ref().map_or("-", |key| key.as_str()), event.kind.as_str()),
+        None => ("-", "(undecodable)"),
     };
     let last = match kind {
         Kind::Dead => if row.state == RowState::Dead(Hold::Block) { "yes" } else { "no" }.to_owned(),
@@ -118,11 +106,7 @@ pub(super) fn in_time(at: Timestamp, now: Timestamp) -> String {
 
 /// A row for programs.
 pub(super) fn row_json(listed: &Listed) -> Value {
-    let row = &listed.row;
-    let event = match &row.content {
-        Content::Event(event) => Some(event),
-        Content::Undecodable(_) => None,
-    };
+    let (row, event) = (&listed.row, event_of(listed));
     let last = row.history.back();
     json!({
         "group": listed.consumer.as_str(),

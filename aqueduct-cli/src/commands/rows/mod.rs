@@ -8,8 +8,10 @@ mod list;
 mod show;
 
 pub(crate) use carry::owner;
-pub(crate) use list::write;
 
+use std::sync::Arc;
+
+use aqueduct::Event;
 use aqueduct::store::{Content, Listed, RowState};
 use clap::{Args, Subcommand};
 
@@ -103,11 +105,16 @@ fn place_of(listed: &Listed) -> String {
     format!("{partition}/{}{index}", place.position.0)
 }
 
-fn id_of(listed: &Listed) -> &str {
+/// Its event, if a format could read it.
+fn event_of(listed: &Listed) -> Option<&Arc<Event>> {
     match &listed.row.content {
-        Content::Event(event) => event.id.as_str(),
-        Content::Undecodable(_) => "",
+        Content::Event(event) => Some(event),
+        Content::Undecodable(_) => None,
     }
+}
+
+fn id_of(listed: &Listed) -> &str {
+    event_of(listed).map_or("", |event| event.id.as_str())
 }
 
 fn is_dead(listed: &Listed) -> bool {

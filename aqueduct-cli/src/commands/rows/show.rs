@@ -10,11 +10,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::filter::{Filter, Pages};
-use super::list::{in_time, row_json, write};
+use super::list::{in_time, row_json};
 use super::{Kind, id_of, is_dead, place_of};
 use crate::broker::Open;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, print};
 use crate::table::{age, lines, one_line, pretty};
 
 type Kept = (CommandId, Command, CommandState);
@@ -35,7 +35,7 @@ impl Show {
             Output::Json => format!("{}\n", all_json(&listed, &commands)),
             Output::Text => all_text(&listed, kind, &commands),
         };
-        write(&text).map(drop)
+        print(&text)
     }
 }
 

@@ -121,7 +121,9 @@ impl SqliteOptions {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = folder.canonicalize().map_err(|e| no_folder(&self.path, &e))?;
         let path = folder.join(self.path.file_name().unwrap_or_default());
-        warn_of_network(&folder);
+        if let Some(kind) = SqliteFile::network(&folder) {
+            tracing::warn!(folder = %folder.display(), kind, "this is a network file system, where SQLite's locks are not reliable and a crash can damage the file: use a local disk");
+        }
         check_wal(&path).await?;
         let options = connect_options(&path, self.full);
         let mut connection = options.connect().await.map_err(|e| explain(&path, e))?;
@@ -165,6 +167,12 @@ impl SqliteFile {
     pub fn options(path: impl AsRef<Path>) -> SqliteOptions {
         let (path, handler_limit) = (path.as_ref().to_owned(), Duration::from_millis(500));
         SqliteOptions { path, full: true, handler_limit, clock: Clock::system(), create: Some(PARTITIONS) }
+    }
+
+    /// The kind of network file system that a path is on; none on a local disk, and where it cannot be told. SQLite's locks
+    /// are not reliable on one, and a crash can damage the file; opening a file there warns.
+    pub fn network(path: impl AsRef<Path>) -> Option<&'static str> {
+        network(path.as_ref())
     }
 
     /// Where it is.
@@ -507,20 +515,27 @@ fn no_folder(path: &Path, error: &std::io::Error) -> StoreError {
     ))
 }
 
-/// SQLite's locks do not work everywhere.
+/// From statfs(2).
 #[cfg(target_os = "linux")]
-fn warn_of_network(folder: &Path) {
-    // From statfs(2): NFS, SMB, CIFS, SMB2, AFS, 9P, Ceph.
-    const REMOTE: [u32; 7] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x5346_414f, 0x0102_1997, 0x00c3_6400];
-    let Ok(stat) = rustix::fs::statfs(folder) else { return };
+fn network(path: &Path) -> Option<&'static str> {
+    const REMOTE: [(u32, &str); 7] = [
+        (0x6969, "NFS"),
+        (0x517b, "SMB"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB"),
+        (0x5346_414f, "AFS"),
+        (0x0102_1997, "9P"),
+        (0x00c3_6400, "Ceph"),
+    ];
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number of 32 bits")]
-    if REMOTE.contains(&(stat.f_type as u32)) {
-        tracing::warn!(folder = %folder.display(), "this is a network file system, where SQLite's locks are not reliable and a crash can damage the file: use a local disk");
-    }
+    let kind = rustix::fs::statfs(path).ok()?.f_type as u32;
+    REMOTE.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn warn_of_network(_: &Path) {}
+fn network(_: &Path) -> Option<&'static str> {
+    None
+}
 
 /// A statement put together from parts that are all the library's own.
 pub(crate) fn assembled(sql: String) -> AssertSqlSafe<String> {
