@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use aqueduct::broker::{Arrival, Broker, Room, Subscription};
+use aqueduct::broker::Start;
 use aqueduct::sqlite::{SqliteBroker, SqliteStore};
 use aqueduct::store::{Content, Listed, Query, RowState, Store};
 use aqueduct::{Message, Partition};
@@ -177,25 +177,26 @@ async fn messages(folder: &Path, topic: &'static str) -> Vec<Message> {
         "select coalesce(sum(next - 1), 0) from aq_partitions p join aq_topics t on t.id = p.topic where t.name = ?";
     let mut connection = crate::store::other(&database(folder)).await;
     let count: i64 = sqlx::query_scalar(sql).bind(topic).fetch_one(&mut connection).await.unwrap();
+    if count == 0 {
+        return Vec::new();
+    }
     let broker = SqliteBroker::open(database(folder)).await.unwrap();
-    let member = broker.join(Subscription::new("the checker", vec![topic.into()])).await.unwrap();
-    let (mut partitions, mut read) = (BTreeMap::<Partition, Vec<Message>>::new(), 0);
-    while read < count {
-        match member.next(Room::new(1_000, &[])).await.unwrap() {
-            Arrival::Batch { partition, deliveries } => {
-                let messages = partitions.entry(partition).or_default();
-                for delivery in deliveries {
-                    messages.push(delivery.message);
-                    assert_eq!(delivery.ticket.position.0, messages.len() as u64);
-                    read += 1;
-                }
-            }
-            Arrival::Stopped { why, .. } => panic!("{why}"),
-            _ => {}
+    let mut reader = broker.read(topic, Start::Beginning).await.unwrap();
+    let mut partitions = BTreeMap::<Partition, Vec<Message>>::new();
+    loop {
+        let found = reader.read(1_000).await.unwrap();
+        if found.is_empty() {
+            break;
+        }
+        for logged in found {
+            let messages = partitions.entry(logged.partition).or_default();
+            messages.push(logged.message);
+            assert_eq!(logged.position.0, messages.len() as u64);
         }
     }
-    member.leave().await.unwrap();
-    partitions.into_values().flatten().collect()
+    let messages: Vec<Message> = partitions.into_values().flatten().collect();
+    assert_eq!(messages.len(), usize::try_from(count).unwrap());
+    messages
 }
 
 /// All rows that a consumer has in the store.
