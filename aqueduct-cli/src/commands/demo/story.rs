@@ -9,7 +9,7 @@ use super::reliable::TOPIC;
 use crate::input::read_event;
 
 /// 329 deliveries of GitHub's webhooks, an event a line.
-const WEBHOOKS: &str = include_str!("../../../../aqueduct/examples/data/github-webhooks.ndjson");
+const WEBHOOKS: &str = include_str!("github-webhooks.ndjson");
 
 /// The service behind this repository is down for a while.
 pub(super) const DOWN: &str = "octo-org/octo-repo";
