@@ -1,21 +1,24 @@
-//! Benchmarks: programs in `aqueduct/benches` that print lines `name: value (bar B)`.
+//! Benchmarks: programs in `benches` that print lines `name: value (bar B)`.
 
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, rust_files, show};
 
+/// The packages that have benchmarks, and the features that these ask for.
+const PACKAGES: [(&str, &str); 2] = [("aqueduct", "sqlite,testing"), ("aqueduct-cli", "")];
+
 /// Runs all benchmarks, or the named one; a benchmark that misses its bar ends with an error, and so does this.
 pub(crate) fn run(name: Option<&str>) -> Result<()> {
-    let known = rust_files("aqueduct/benches");
-    if known.is_empty() {
-        bail!("there is no benchmark yet in aqueduct/benches");
+    let mut known = Vec::new();
+    for (package, features) in PACKAGES {
+        known.extend(rust_files(&format!("{package}/benches")).into_iter().map(|bench| (package, features, bench)));
     }
-    if let Some(unknown) = name.filter(|n| !known.iter().any(|k| k == n)) {
-        bail!("there is no benchmark {unknown:?}; there are: {}", known.join(", "));
+    if let Some(unknown) = name.filter(|n| !known.iter().any(|(.., k)| k == n)) {
+        let names: Vec<&str> = known.iter().map(|(.., bench)| bench.as_str()).collect();
+        bail!("there is no benchmark {unknown:?}; there are: {}", names.join(", "));
     }
-    for bench in known.iter().filter(|k| name.is_none_or(|n| n == k.as_str())) {
-        let features = "sqlite,testing";
-        show(&mut cargo(&["bench", "--quiet", "--package", "aqueduct", "--features", features, "--bench", bench]))?;
+    for (package, features, bench) in known.iter().filter(|(.., k)| name.is_none_or(|n| n == k)) {
+        show(&mut cargo(&["bench", "--quiet", "--package", package, "--features", features, "--bench", bench]))?;
     }
     Ok(())
 }
