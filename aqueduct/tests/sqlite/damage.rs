@@ -35,8 +35,8 @@ async fn a_newer_schema_is_refused_with_both_versions() {
     filled(&path).await;
     run(&path, "update aq_schema set version = 7").await;
     let error = refused(&path).await;
-    assert!(matches!(error, StoreError::TooNew { found: 7, known: 1 }), "{error}");
-    assert!(error.to_string().contains('7') && error.to_string().contains('1'), "{error}");
+    assert!(matches!(error, StoreError::TooNew { found: 7, known: 2 }), "{error}");
+    assert!(error.to_string().contains('7') && error.to_string().contains('2'), "{error}");
     assert_eq!(version(&mut other(&path).await).await, 7, "nothing is changed");
 }
 
@@ -46,7 +46,7 @@ async fn an_applications_own_file_gets_the_tables_and_keeps_its_own() {
     let path = folder.path().join("shop.db");
     run(&path, "create table orders (id integer primary key); insert into orders values (7)").await;
     filled(&path).await;
-    assert_eq!(version(&mut other(&path).await).await, 1);
+    assert_eq!(version(&mut other(&path).await).await, 2);
     let order: i64 = sqlx::query_scalar("select id from orders").fetch_one(&mut other(&path).await).await.unwrap();
     assert_eq!(order, 7);
     let store = SqliteStore::open(&path).await.unwrap();

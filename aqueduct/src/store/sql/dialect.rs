@@ -14,10 +14,40 @@ use crate::topic::Text;
 /// A value in a statement or a row.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
-    Null,
+    /// None of this kind; only databases that check types ask for the kind.
+    Null(Kind),
     Int(i64),
     Text(Text),
     Blob(Bytes),
+}
+
+/// What a value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Int,
+    Text,
+    Blob,
+}
+
+/// What is a value of one kind.
+pub(crate) trait Valued: Into<Value> {
+    const KIND: Kind;
+}
+
+impl Valued for i64 {
+    const KIND: Kind = Kind::Int;
+}
+
+impl Valued for &Text {
+    const KIND: Kind = Kind::Text;
+}
+
+impl Valued for Text {
+    const KIND: Kind = Kind::Text;
+}
+
+impl Valued for Bytes {
+    const KIND: Kind = Kind::Blob;
 }
 
 /// A row of a result.
@@ -59,7 +89,7 @@ impl SqlRow {
 
     pub(crate) fn int_or_null(&self, column: usize) -> Result<Option<i64>, StoreError> {
         match self.0.get(column) {
-            Some(Value::Null) => Ok(None),
+            Some(Value::Null(_)) => Ok(None),
             _ => self.int(column).map(Some),
         }
     }
@@ -68,6 +98,13 @@ impl SqlRow {
         match self.0.get(column) {
             Some(Value::Text(text)) => Ok(text.clone()),
             other => Err(unexpected(column, "a text", other)),
+        }
+    }
+
+    pub(crate) fn text_or_null(&self, column: usize) -> Result<Option<Text>, StoreError> {
+        match self.0.get(column) {
+            Some(Value::Null(_)) => Ok(None),
+            _ => self.text(column).map(Some),
         }
     }
 
@@ -82,7 +119,7 @@ impl SqlRow {
 fn unexpected(column: usize, wanted: &str, found: Option<&Value>) -> StoreError {
     let found = match found {
         None => "nothing",
-        Some(Value::Null) => "null",
+        Some(Value::Null(_)) => "null",
         Some(Value::Int(_)) => "a number",
         Some(Value::Text(_)) => "a text",
         Some(Value::Blob(_)) => "bytes",
@@ -110,8 +147,14 @@ impl From<Bytes> for Value {
     }
 }
 
-impl<T: Into<Value>> From<Option<T>> for Value {
+impl From<Text> for Value {
+    fn from(text: Text) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl<T: Valued> From<Option<T>> for Value {
     fn from(value: Option<T>) -> Self {
-        value.map_or(Self::Null, Into::into)
+        value.map_or(Self::Null(T::KIND), Into::into)
     }
 }

@@ -148,14 +148,14 @@ fn of_state(dead: Option<bool>) -> &'static str {
 fn narrowed(shard: i64, query: &Query, limit: usize) -> Vec<Value> {
     let beyond = (i64::MAX, i64::from(u32::MAX));
     let (position, index) = query.after.map_or((-1, 0), |after| rows::columns_of(after).unwrap_or(beyond));
-    let key = query.key.as_ref().map_or(Value::Null, |key| Value::Text(key.into()));
+    let key = Value::from(query.key.as_ref().map(Text::from));
     vec![shard.into(), position.into(), index.into(), key.clone(), key, sql_limit(limit).into()]
 }
 
 /// The shards that a query is about, in the order of their names.
 async fn shards(session: &mut dyn Session, query: &Query) -> Result<Vec<(i64, Text, Partition)>, StoreError> {
     let consumer = Value::from(query.consumer.as_ref());
-    let topic = query.partition.as_ref().map_or(Value::Null, |p| Value::Text(p.topic.clone().into()));
+    let topic = Value::from(query.partition.as_ref().map(|p| Text::from(p.topic.clone())));
     let number = Value::from(query.partition.as_ref().map(|p| i64::from(p.index)));
     let args = vec![consumer.clone(), consumer, topic.clone(), topic, number.clone(), number];
     let read = |row: &SqlRow| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::codec::{Decoder, Encoder, VERSION, ceil_ms, checksum, floor_ms};
-use super::dialect::{SqlRow, Value};
+use super::dialect::{Kind, SqlRow, Value};
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::event::Event;
@@ -116,9 +116,9 @@ fn state_code(state: RowState) -> i64 {
 
 /// Key, source, id and type: for people, and for who looks for the row of an event.
 fn identity(content: &Content) -> [Value; 4] {
-    let Content::Event(event) = content else { return [const { Value::Null }; 4] };
-    let known = |text: &Text| if text.is_empty() { Value::Null } else { text.into() };
-    let key = event.key.as_ref().map_or(Value::Null, |key| Value::Text(key.into()));
+    let Content::Event(event) = content else { return [const { Value::Null(Kind::Text) }; 4] };
+    let known = |text: &Text| Value::from(Some(text).filter(|text| !text.is_empty()));
+    let key = Value::from(event.key.as_ref().map(Text::from));
     [key, known(&event.source), known(&event.id), known(&event.kind)]
 }
 

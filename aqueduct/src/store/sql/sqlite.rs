@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::append::Inserts;
-use super::dialect::{Database, Session, SqlRow, Value, Work};
+use super::dialect::{Database, Kind, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::place::Place;
 use super::wal;
@@ -25,7 +25,8 @@ use crate::outcome::BoxFuture;
 use crate::topic::Text;
 
 /// The schema of this version of the library, and how each version before becomes the next.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../../../migrations/sqlite/0001.sql"), include_str!("../../../migrations/sqlite/0002.sql")];
 
 /// How long a writer waits for another process before it gives up and says so.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
@@ -330,7 +331,7 @@ type Query = sqlx::query::Query<'static, sqlx::Sqlite, sqlx::sqlite::SqliteArgum
 
 fn query(sql: &'static str, args: Vec<Value>) -> Query {
     args.into_iter().fold(sqlx::query(sql), |query, value| match value {
-        Value::Null => query.bind(None::<i64>),
+        Value::Null(_) => query.bind(None::<i64>),
         Value::Int(int) => query.bind(int),
         Value::Text(text) => query.bind(text.as_str().to_owned()),
         Value::Blob(blob) => query.bind(Vec::from(blob)),
@@ -361,7 +362,7 @@ fn sql_row(row: &SqliteRow) -> Result<SqlRow, sqlx::Error> {
     let value = |column| {
         let raw = row.try_get_raw(column)?;
         Ok(match raw.type_info().name() {
-            _ if raw.is_null() => Value::Null,
+            _ if raw.is_null() => Value::Null(Kind::Int),
             "INTEGER" => Value::Int(row.try_get(column)?),
             // Damage can make a text of anything; who expects a text says so.
             "TEXT" => {
