@@ -53,6 +53,7 @@
 //! | feature | brings |
 //! |---|---|
 //! | `sqlite` | a durable broker and store in one SQLite file, [`Tx`] and [`Outbox`] on it. Defaults to off |
+//! | `postgres`, `mysql` | a durable store in a PostgreSQL, MySQL or MariaDB database, [`Tx`], the outbox and its relay. Defaults to off |
 //! | `testing` | the test kit: `TestApp` for tests of your handlers, the suites for adapters. Defaults to off |
 
 pub mod broker;
@@ -103,6 +104,27 @@ pub mod sqlite {
     pub use crate::store::sql::{ShardStatus, SqliteFile, SqliteOptions, SqliteStore, SqliteTx, TxDatabase};
     /// The database of [`Tx`](crate::Tx).
     pub use sqlx::Sqlite;
+}
+/// What the SQL databases have in common (features `sqlite`, `postgres` and `mysql`).
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+pub mod sql {
+    pub use crate::store::sql::{Home, ShardStatus, SqlStore};
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    pub use crate::store::sql::{Server, ServerDatabase, ServerOptions};
+}
+/// The store, transactions and the outbox in a PostgreSQL database (feature `postgres`).
+#[cfg(feature = "postgres")]
+pub mod postgres {
+    pub use crate::store::sql::{PgDatabase, PgOptions, PgStore};
+    /// The database of a transaction.
+    pub use sqlx::Postgres;
+}
+/// The store, transactions and the outbox in a MySQL or MariaDB database (feature `mysql`).
+#[cfg(feature = "mysql")]
+pub mod mysql {
+    pub use crate::store::sql::{MySqlDatabase, MySqlOptions, MySqlStore};
+    /// The database of a transaction.
+    pub use sqlx::MySql;
 }
 pub mod store;
 pub mod telemetry;

@@ -17,7 +17,7 @@ use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Key, LaneId, Partition, Place, Position, Text};
 
 pub mod memory;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub(crate) mod sql;
 
 pub use memory::MemoryStore;

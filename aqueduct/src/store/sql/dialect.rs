@@ -97,6 +97,10 @@ impl SqlRow {
     pub(crate) fn text(&self, column: usize) -> Result<Text, StoreError> {
         match self.0.get(column) {
             Some(Value::Text(text)) => Ok(text.clone()),
+            // MySQL has texts as bytes.
+            Some(Value::Blob(bytes)) => {
+                Text::try_from(bytes.clone()).map_err(|_| unexpected(column, "a text", self.0.get(column)))
+            }
             other => Err(unexpected(column, "a text", other)),
         }
     }

@@ -3,30 +3,58 @@
 //! [`sqlite`] is the file with its one writer, which the embedded broker uses too; everything else sees a database only
 //! through the few calls of `dialect`.
 
+#[cfg(feature = "sqlite")]
 pub(crate) mod append;
+#[cfg(feature = "sqlite")]
 pub(crate) mod batch;
 pub(crate) mod codec;
 mod commands;
 pub(crate) mod dialect;
+#[cfg(feature = "sqlite")]
 pub(crate) mod identities;
+#[cfg(feature = "sqlite")]
 mod inbox;
+#[cfg(feature = "sqlite")]
 pub(crate) mod log;
 mod lookup;
+#[cfg(feature = "mysql")]
+mod mysql;
 mod ops;
+#[cfg(feature = "sqlite")]
 mod outbox;
+#[cfg(feature = "sqlite")]
 mod place;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod rows;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server;
 mod shards;
+#[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 mod store;
+#[cfg(feature = "sqlite")]
 mod turn;
+#[cfg(feature = "sqlite")]
 pub(crate) mod tx;
+#[cfg(feature = "sqlite")]
 mod wal;
+#[cfg(feature = "sqlite")]
 pub(crate) mod writer;
 
+#[cfg(feature = "mysql")]
+pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
+#[cfg(feature = "sqlite")]
 pub use outbox::Outbox;
+#[cfg(feature = "postgres")]
+pub use postgres::{PgDatabase, PgOptions, PgStore};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub use server::{Server, ServerDatabase, ServerOptions};
 pub use shards::ShardStatus;
-pub use sqlite::{SqliteFile, SqliteOptions};
-pub use store::SqliteStore;
+#[cfg(feature = "sqlite")]
+pub use sqlite::{SqliteFile, SqliteOptions, SqliteStore};
+pub use store::{Home, SqlStore};
+#[cfg(feature = "sqlite")]
 pub(crate) use turn::try_lock;
+#[cfg(feature = "sqlite")]
 pub use tx::{SqliteTx, Tx, TxDatabase};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::commands;
 use super::dialect::Session;
 use super::rows::small;
-use super::store::{SqliteStore, Step};
+use super::store::{Home, SqlStore, Step};
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
@@ -42,11 +42,12 @@ const COUNT_ROWS: &str = "select shard, state, count(*) from aq_rows group by sh
 
 const COUNT_COMMANDS: &str = "select shard, count(*) from aq_commands where state = 0 group by shard";
 
-impl SqliteStore {
+impl<H: Home> SqlStore<H> {
     /// What it holds of each consumer and partition, in the order of their names. The counts take a moment where there are
     /// a million rows.
     ///
     /// ```
+    /// # #[cfg(feature = "sqlite")]
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> aqueduct::Result<()> {
     /// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
     /// let store = aqueduct::sqlite::SqliteStore::open(&path).await?;

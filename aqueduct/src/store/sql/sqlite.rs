@@ -17,6 +17,7 @@ use super::append::Inserts;
 use super::dialect::{Database, Kind, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::place::Place;
+use super::store::{Home, SqlStore};
 use super::wal;
 use super::writer::{AnyTask, Loan, Task, Writer};
 use crate::clock::Clock;
@@ -250,6 +251,27 @@ impl SqliteFile {
 impl std::fmt::Debug for SqliteFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("SqliteFile").field(&self.0.path).finish()
+    }
+}
+
+impl Home for SqliteFile {}
+
+/// A store in an SQLite file; those of many partitions share a commit.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
+/// use aqueduct::{sqlite::SqliteStore, store::Store};
+/// let store = SqliteStore::open(&path).await?;
+/// assert!(store.abilities().durable);
+/// # Ok(()) }
+/// ```
+pub type SqliteStore = SqlStore<SqliteFile>;
+
+impl SqliteStore {
+    /// Opens a file with the default options, or creates it.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Ok(Self::new(&SqliteFile::open(path).await?))
     }
 }
 

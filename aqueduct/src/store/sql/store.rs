@@ -1,6 +1,5 @@
-//! The store over any SQL database, and the one in an SQLite file.
+//! The store over any SQL database.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -9,7 +8,6 @@ use super::commands;
 use super::dialect::{Database, Session, Value, Work};
 use super::lookup::{self, sql_limit};
 use super::ops::{Shard, fence, fenced, names, one};
-use super::sqlite::SqliteFile;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
@@ -18,34 +16,30 @@ use crate::store::{
 };
 use crate::topic::{Partition, Position, Text};
 
-/// A store in an SQLite file: parked events, dead letters and commands, there after a crash.
+/// A database that has Aqueduct's tables: where a [`SqlStore`] keeps its rows, and where transactions come from.
 ///
-/// Clones share the file. Every write is one transaction, and those of many partitions share a commit. The tables begin
-/// with `aq_` and may be read with any tool; only the store writes them.
+/// It is an [`SqliteFile`](crate::sqlite::SqliteFile), a `PgDatabase` or a `MySqlDatabase`; the trait is not for others.
+#[expect(private_bounds, reason = "the calls of a database are the library's own")]
+pub trait Home: Database + Clone + std::fmt::Debug {}
+
+/// A store in an SQL database: parked events, dead letters and commands, there after a crash.
 ///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
-/// use aqueduct::{sqlite::SqliteStore, store::Store};
-/// let store = SqliteStore::open(&path).await?;
-/// assert!(store.abilities().durable);
-/// # Ok(()) }
-/// ```
+/// Clones share the database. Every write is one transaction. The tables begin with `aq_` and may be read with any tool;
+/// only the store writes them. It is called `SqliteStore`, `PgStore` or `MySqlStore`, after its database.
 #[derive(Clone)]
-pub struct SqliteStore {
-    file: SqliteFile,
-    store: SqlStore,
+pub struct SqlStore<H: Home> {
+    home: H,
 }
 
-impl SqliteStore {
-    /// A store in a file that is open.
-    pub fn new(file: &SqliteFile) -> Self {
-        Self { file: file.clone(), store: SqlStore::new(Arc::new(file.clone())) }
+impl<H: Home> SqlStore<H> {
+    /// A store in a database that is open.
+    pub fn new(home: &H) -> Self {
+        Self { home: home.clone() }
     }
 
-    /// Opens a file with the default options, or creates it.
-    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        Ok(Self::new(&SqliteFile::open(path).await?))
+    /// The database that it is in.
+    pub fn home(&self) -> &H {
+        &self.home
     }
 
     /// The last commands that were given, at most `limit`, oldest first, with who gave each, why, and what became of it.
@@ -55,82 +49,13 @@ impl SqliteStore {
     }
 
     pub(super) async fn read(&self) -> Result<Box<dyn Session>, StoreError> {
-        self.store.database.read().await
-    }
-
-    pub(super) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
-        self.store.write(step).await
-    }
-
-    pub(crate) fn file(&self) -> &SqliteFile {
-        &self.file
-    }
-}
-
-impl std::fmt::Debug for SqliteStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("SqliteStore").field(&self.file.path()).finish()
-    }
-}
-
-impl Store for SqliteStore {
-    fn abilities(&self) -> StoreAbilities {
-        self.store.abilities()
-    }
-
-    fn take_over<'a>(
-        &'a self,
-        claim: &'a Claim,
-        floor: Option<Position>,
-    ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
-        self.store.take_over(claim, floor)
-    }
-
-    fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
-        self.store.apply(claim, ops)
-    }
-
-    fn bury<'a>(
-        &'a self,
-        consumer: &'a Text,
-        partition: &'a Partition,
-        rows: &'a [Row],
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.store.bury(consumer, partition, rows)
-    }
-
-    fn due<'a>(&'a self, claim: &'a Claim, now: Timestamp, limit: usize) -> BoxFuture<'a, Result<Due, StoreError>> {
-        self.store.due(claim, now, limit)
-    }
-
-    fn browse<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
-        self.store.browse(query)
-    }
-
-    fn command<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
-        self.store.command(command)
-    }
-
-    fn command_result(&self, id: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
-        self.store.command_result(id)
-    }
-}
-
-/// The store, written once for all SQL databases.
-#[derive(Clone)]
-pub(crate) struct SqlStore {
-    database: Arc<dyn Database>,
-}
-
-impl SqlStore {
-    pub(crate) fn new(database: Arc<dyn Database>) -> Self {
-        Self { database }
+        self.home.read().await
     }
 
     /// Runs a step in a transaction of its own and answers when it is committed.
-    async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
+    pub(super) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
         let found = Arc::new(Mutex::new(None));
-        self.database.write(Box::new(Answered { step, found: Arc::clone(&found) })).await?;
+        self.home.write(Box::new(Answered { step, found: Arc::clone(&found) })).await?;
         let answer = found.lock().take();
         answer.ok_or_else(|| StoreError::Unavailable("the transaction was committed without its work".into()))
     }
@@ -151,7 +76,13 @@ impl SqlStore {
     }
 }
 
-impl Store for SqlStore {
+impl<H: Home> std::fmt::Debug for SqlStore<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SqlStore").field(&self.home).finish()
+    }
+}
+
+impl<H: Home> Store for SqlStore<H> {
     fn abilities(&self) -> StoreAbilities {
         StoreAbilities::new(true)
     }
@@ -164,7 +95,7 @@ impl Store for SqlStore {
         Box::pin(async move {
             let shard = self.write(RaiseFence { claim: claim.clone(), floor }).await?;
             // Only the owner writes from here on, so this needs no transaction and keeps nobody else from writing.
-            lookup::lanes(&mut *self.database.read().await?, shard, floor).await
+            lookup::lanes(&mut *self.home.read().await?, shard, floor).await
         })
     }
 
@@ -196,7 +127,7 @@ impl Store for SqlStore {
     fn due<'a>(&'a self, claim: &'a Claim, now: Timestamp, limit: usize) -> BoxFuture<'a, Result<Due, StoreError>> {
         Box::pin(async move {
             loop {
-                let mut session = self.database.read().await?;
+                let mut session = self.home.read().await?;
                 let found = lookup::due(&mut *session, claim, now, limit).await?;
                 drop(session);
                 if found.heads.is_empty() && found.commands.is_empty() {
@@ -209,7 +140,7 @@ impl Store for SqlStore {
     }
 
     fn browse<'a>(&'a self, query: &'a Query) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
-        Box::pin(async move { lookup::browse(&mut *self.database.read().await?, query).await })
+        Box::pin(async move { lookup::browse(&mut *self.home.read().await?, query).await })
     }
 
     fn command<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<CommandId, StoreError>> {
@@ -217,7 +148,7 @@ impl Store for SqlStore {
     }
 
     fn command_result(&self, id: CommandId) -> BoxFuture<'_, Result<Option<CommandState>, StoreError>> {
-        Box::pin(async move { commands::result(&mut *self.database.read().await?, id).await })
+        Box::pin(async move { commands::result(&mut *self.home.read().await?, id).await })
     }
 }
 
@@ -246,8 +177,8 @@ impl<S: Step> Work for Answered<S> {
 /// Raises the fence, never lowers it, and answers the shard.
 const RAISE_FENCE: &str = "
     insert into aq_shards (consumer, topic, number, epoch) values (?, ?, ?, ?)
-    on conflict (consumer, topic, number) do update set epoch = excluded.epoch
-        where aq_shards.epoch is null or aq_shards.epoch < excluded.epoch;
+    on conflict (consumer, topic, number) do update set epoch =
+        case when aq_shards.epoch is null or aq_shards.epoch < excluded.epoch then excluded.epoch else aq_shards.epoch end;
     select id, epoch from aq_shards where consumer = ? and topic = ? and number = ?";
 
 /// Finds the shard of rows that are buried; it has no fence if nobody has taken over yet.
@@ -369,8 +300,9 @@ impl Step for HoldBack {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sqlite"))]
 mod tests {
+    use super::super::sqlite::SqliteFile;
     use super::super::{lookup, ops};
     use super::*;
 

@@ -8,8 +8,7 @@ use tokio::time::Instant;
 
 use super::inbox::Entry;
 use super::outbox::Outbox;
-use super::sqlite::SqliteFile;
-use super::store::SqliteStore;
+use super::sqlite::{SqliteFile, SqliteStore};
 use super::writer::Lent;
 use crate::broker::Receipt;
 use crate::call::{Call, Loan};
@@ -144,7 +143,7 @@ impl<S: Sync> FromCall<S> for Tx<Sqlite> {
             let text = "there is no store in an SQLite file: serve this router with `.store(SqliteStore::new(&file))`";
             return Err(Rejection::Failed(Error::msg(text).permanent()));
         };
-        let file = store.file();
+        let file = store.home();
         let loan = call.scope().lend()?;
         let entry = Entry::new(call, file.clock().now());
         let lent = match lend(file, entry, call.deadline()).await.map_err(|e| Error::from(e).uncounted())? {

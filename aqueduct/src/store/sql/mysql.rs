@@ -1,0 +1,253 @@
+//! What MySQL and MariaDB do differently.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::error::DatabaseError;
+use sqlx::mysql::{MySql, MySqlArguments, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlTransactionManager};
+use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
+
+use super::dialect::{Kind, SqlRow, Value};
+use super::server::{Calls, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::store::SqlStore;
+use crate::outcome::BoxFuture;
+
+/// A MySQL (8.0.16 or later) or MariaDB (10.5 or later) database.
+pub type MySqlDatabase = ServerDatabase<MySql>;
+
+/// How a MySQL or MariaDB database is opened.
+pub type MySqlOptions = ServerOptions<MySql>;
+
+/// A store in a MySQL or MariaDB database.
+///
+/// ```no_run
+/// # async fn f() -> Result<(), aqueduct::StoreError> {
+/// use aqueduct::mysql::MySqlStore;
+/// let store = MySqlStore::connect("mysql://shop:secret@localhost/shop").await?;
+/// # Ok(()) }
+/// ```
+pub type MySqlStore = SqlStore<MySqlDatabase>;
+
+/// Ends a statement whose answer is the id of the row that it inserted.
+const ANSWERS_ID: &str = " /* id */";
+
+impl Server for MySql {}
+
+impl Calls for MySql {
+    type Manager = MySqlTransactionManager;
+
+    const URL: &'static str = "mysql://user:password@host:3306/database";
+
+    const MIGRATIONS: [&'static str; 2] =
+        [include_str!("../../../migrations/mysql/0001.sql"), include_str!("../../../migrations/mysql/0002.sql")];
+
+    const BEGIN: &'static str = "set transaction isolation level read committed; start transaction";
+    // Of the connection, since each `create table` commits.
+    const LOCK: &'static str = "select get_lock('aq_migrate', 60)";
+
+    fn behind_pooler(options: OptionsOf<Self>) -> OptionsOf<Self> {
+        options.statement_cache_capacity(0)
+    }
+
+    fn address(options: &OptionsOf<Self>) -> String {
+        let database = options.get_database().unwrap_or("");
+        format!("MySQL at {}:{}/{database}", options.get_host(), options.get_port())
+    }
+
+    fn translate(statement: &str) -> String {
+        if statement.trim_start().starts_with("update aq_lanes set mark = (select max(position) from (") {
+            return FORGET_MARKS.to_owned();
+        }
+        let statement =
+            quoted(statement).replace(" /*lock*/", " lock in share mode").replace(" returning id", ANSWERS_ID);
+        upsert(&statement)
+    }
+
+    fn execute<'a>(
+        connection: &'a mut MySqlConnection,
+        statement: &'a Statement,
+        args: Vec<Value>,
+    ) -> BoxFuture<'a, Result<u64, sqlx::Error>> {
+        Box::pin(async move { Ok(query(statement, args).execute(connection).await?.rows_affected()) })
+    }
+
+    fn fetch<'a>(
+        connection: &'a mut MySqlConnection,
+        statement: &'a Statement,
+        args: Vec<Value>,
+    ) -> BoxFuture<'a, Result<Vec<SqlRow>, sqlx::Error>> {
+        Box::pin(async move {
+            if statement.sql.ends_with(ANSWERS_ID) {
+                let done = query(statement, args).execute(connection).await?;
+                return Ok(vec![SqlRow(vec![Value::Int(done.last_insert_id().cast_signed())])]);
+            }
+            let rows = query(statement, args).fetch_all(connection).await?;
+            rows.iter().map(sql_row).collect()
+        })
+    }
+
+    /// One by one, and what is there already is left: each of them commits, so one that failed in between is gone on from.
+    fn run(connection: &mut MySqlConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            let sql: Vec<&str> = sql.lines().filter(|line| !line.starts_with("--")).collect();
+            for statement in sql.join("\n").split(';').map(str::trim).filter(|part| !part.is_empty()) {
+                let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection).await;
+                match done {
+                    Err(sqlx::Error::Database(error)) if THERE_ALREADY.contains(&number(&*error)) => {}
+                    done => {
+                        done?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
+        meaning(number(error))
+    }
+}
+
+/// A table, an index.
+const THERE_ALREADY: [u16; 2] = [1050, 1061];
+
+/// As the store's, without a table inside that looks out of itself, which MariaDB does not have.
+const FORGET_MARKS: &str = "update aq_lanes set mark = nullif(greatest(
+        coalesce((select max(r.position) from aq_rows r
+            where r.shard = aq_lanes.shard and r.lane = aq_lanes.lane and r.state = 1), -1),
+        coalesce((select max(r.position) from aq_rows r
+            where r.shard = aq_lanes.shard and r.lane = aq_lanes.lane and r.state = 2), -1),
+        coalesce((select max(r.position) from aq_rows r
+            where r.shard = aq_lanes.shard and r.lane = aq_lanes.lane and r.state = 3 and r.position > ?), -1)), -1)
+    where shard = ? and lane in (select lane from aq_rows where shard = ? and position <= ? and state = 3)";
+
+/// Quotes the column `key`, which is a word of the language here.
+fn quoted(statement: &str) -> String {
+    let mut sql = String::with_capacity(statement.len() + 8);
+    let mut rest = statement;
+    while let Some(at) = rest.find("key") {
+        let end = at + "key".len();
+        let inside = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        let word = !inside(rest[..at].chars().next_back()) && !inside(rest[end..].chars().next());
+        sql.push_str(&rest[..at]);
+        sql.push_str(if word { "`key`" } else { "key" });
+        rest = &rest[end..];
+    }
+    sql.push_str(rest);
+    sql
+}
+
+/// `on conflict (a, ..) do nothing` and `do update set x = excluded.x`, as MySQL says it.
+fn upsert(statement: &str) -> String {
+    let Some((insert, conflict)) = statement.split_once("on conflict") else { return statement.to_owned() };
+    let table = insert.split_whitespace().nth(2).unwrap_or_default();
+    let Some((columns, action)) = conflict.split_once(')') else { return statement.to_owned() };
+    let first = columns.trim_start_matches([' ', '(']).split(',').next().unwrap_or_default();
+    let action = action.trim_start();
+    let (update, rest) = match action.strip_prefix("do update set") {
+        Some(set) => (values(set), ""),
+        None => (format!(" {table}.{first} = {table}.{first}"), action.strip_prefix("do nothing").unwrap_or_default()),
+    };
+    format!("{insert}on duplicate key update{update}{rest}")
+}
+
+/// `excluded.x` is `values(x)`.
+fn values(set: &str) -> String {
+    let mut parts = set.split("excluded.");
+    let mut sql = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+        sql.push_str("values(");
+        sql.push_str(&part[..end]);
+        sql.push(')');
+        sql.push_str(&part[end..]);
+    }
+    sql
+}
+
+fn number(error: &dyn DatabaseError) -> u16 {
+    error.try_downcast_ref::<MySqlDatabaseError>().map_or(0, MySqlDatabaseError::number)
+}
+
+/// From the lists of error codes, <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html> and
+/// <https://mariadb.com/docs/server/reference/error-codes>.
+fn meaning(number: u16) -> Option<Meaning> {
+    Some(match number {
+        1213 => {
+            Meaning::GivenUp("two transactions waited for each other, and this one was given up; it is tried again")
+        }
+        1020 => Meaning::GivenUp("another transaction changed what this one had read; it is tried again"),
+        1053 | 1152 | 1158..=1161 | 1184 | 1927 | 4031 => {
+            Meaning::Gone("the database is shutting down, or has ended the connection")
+        }
+        1146 => Meaning::Missing,
+        1205 => Meaning::Passes("another transaction holds what this one needs"),
+        1317 | 1969 | 3024 => Meaning::Passes("the statement took longer than it may, and was cancelled"),
+        1290 | 1792 | 1836 => Meaning::Passes("the database is read-only, a replica perhaps: connect to the primary"),
+        1021 | 1114 => {
+            Meaning::Passes("the database's disk, or the table, is full: free some space, and it goes on by itself")
+        }
+        1040 | 1203 | 1226 => {
+            Meaning::Passes("the database has too many connections: allow more there, or use fewer here")
+        }
+        1044 | 1045 | 1698 => Meaning::Passes("the database refuses the user or the password"),
+        1049 => Meaning::Passes("there is no such database: create it"),
+        1142 | 1143 => Meaning::Passes("the user may not do this: grant it the tables of Aqueduct"),
+        1054 => Meaning::Passes("the tables are not those of this version: run `aqueduct migrate`"),
+        1406 => Meaning::Stays(
+            "a text is longer than its column takes: 255 bytes for names of consumers and topics, 1,000 for the source or the id of an event",
+        ),
+        1153 | 1301 => Meaning::Stays(
+            "the event is larger than the database's `max_allowed_packet`: raise it, or publish a reference to the data",
+        ),
+        1264 | 1366 => Meaning::Stays("the database refuses a value"),
+        _ => return None,
+    })
+}
+
+type Query<'q> = sqlx::query::Query<'q, MySql, MySqlArguments>;
+
+fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql)));
+    args.into_iter().fold(query, |query, value| match value {
+        Value::Null(Kind::Int) => query.bind(None::<i64>),
+        Value::Null(Kind::Text | Kind::Blob) => query.bind(None::<Vec<u8>>),
+        Value::Int(int) => query.bind(int),
+        Value::Text(text) => query.bind(text.as_str().as_bytes().to_vec()),
+        Value::Blob(blob) => query.bind(Vec::from(blob)),
+    })
+}
+
+/// Texts are bytes here; who expects a text makes one of them.
+fn sql_row(row: &MySqlRow) -> Result<SqlRow, sqlx::Error> {
+    let value = |column| {
+        let raw = row.try_get_raw(column)?;
+        Ok(match raw.type_info().name() {
+            _ if raw.is_null() => Value::Null(Kind::Int),
+            "BIGINT" | "INT" | "MEDIUMINT" | "SMALLINT" | "TINYINT" | "BOOLEAN" | "BIGINT UNSIGNED"
+            | "INT UNSIGNED" => Value::Int(row.try_get_unchecked(column)?),
+            _ => Value::Blob(Bytes::from(row.try_get_unchecked::<Vec<u8>, _>(column)?)),
+        })
+    };
+    (0..row.len()).map(value).collect::<Result<_, sqlx::Error>>().map(SqlRow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_of_the_store_become_those_of_mysql() {
+        let says = |portable: &str, mysql: &str| assert_eq!(MySql::translate(portable), mysql);
+        says("insert into t (a, key) values (?, ?) returning id", "insert into t (a, `key`) values (?, ?) /* id */");
+        says(
+            "insert into t (a, b) values (?, ?) on conflict (a, b) do nothing",
+            "insert into t (a, b) values (?, ?) on duplicate key update t.a = t.a",
+        );
+        says(
+            "insert into t (a, b) values (?, ?) on conflict (a) do update set b = excluded.b, c = excluded.c_1",
+            "insert into t (a, b) values (?, ?) on duplicate key update b = values(b), c = values(c_1)",
+        );
+        says("select keys, r.key from r /*lock*/", "select keys, r.`key` from r lock in share mode");
+    }
+}

@@ -1,0 +1,164 @@
+//! What PostgreSQL does differently.
+
+use bytes::Bytes;
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgTransactionManager, Postgres};
+use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
+
+use super::dialect::{Kind, SqlRow, Value};
+use super::server::{Calls, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::store::SqlStore;
+use crate::outcome::BoxFuture;
+use crate::topic::Text;
+
+/// A PostgreSQL database, 13 or later.
+pub type PgDatabase = ServerDatabase<Postgres>;
+
+/// How a PostgreSQL database is opened.
+pub type PgOptions = ServerOptions<Postgres>;
+
+/// A store in a PostgreSQL database.
+///
+/// ```no_run
+/// # async fn f() -> Result<(), aqueduct::StoreError> {
+/// use aqueduct::postgres::PgStore;
+/// let store = PgStore::connect("postgres://shop:secret@localhost/shop").await?;
+/// # Ok(()) }
+/// ```
+pub type PgStore = SqlStore<PgDatabase>;
+
+impl Server for Postgres {}
+
+impl Calls for Postgres {
+    type Manager = PgTransactionManager;
+
+    const URL: &'static str = "postgres://user:password@host:5432/database";
+
+    const MIGRATIONS: [&'static str; 2] =
+        [include_str!("../../../migrations/postgres/0001.sql"), include_str!("../../../migrations/postgres/0002.sql")];
+
+    const BEGIN: &'static str = "begin isolation level read committed";
+    const LOCK: &'static str = "select pg_advisory_xact_lock(4716242310)";
+
+    fn behind_pooler(options: OptionsOf<Self>) -> OptionsOf<Self> {
+        options.statement_cache_capacity(0)
+    }
+
+    fn address(options: &OptionsOf<Self>) -> String {
+        let database = options.get_database().unwrap_or(options.get_username());
+        format!("PostgreSQL at {}:{}/{database}", options.get_host(), options.get_port())
+    }
+
+    fn translate(statement: &str) -> String {
+        let mut sql = String::with_capacity(statement.len() + 16);
+        let mut number = 0;
+        for (index, part) in
+            statement.replace("in_ints(?)", "= any(?)").replace(" /*lock*/", " for share").split('?').enumerate()
+        {
+            if index > 0 {
+                number += 1;
+                sql.push_str(&format!("${number}"));
+            }
+            sql.push_str(part);
+        }
+        sql
+    }
+
+    fn execute<'a>(
+        connection: &'a mut PgConnection,
+        statement: &'a Statement,
+        args: Vec<Value>,
+    ) -> BoxFuture<'a, Result<u64, sqlx::Error>> {
+        Box::pin(async move { Ok(query(statement, args).execute(connection).await?.rows_affected()) })
+    }
+
+    fn fetch<'a>(
+        connection: &'a mut PgConnection,
+        statement: &'a Statement,
+        args: Vec<Value>,
+    ) -> BoxFuture<'a, Result<Vec<SqlRow>, sqlx::Error>> {
+        Box::pin(async move {
+            let rows = query(statement, args).fetch_all(connection).await?;
+            rows.iter().map(sql_row).collect()
+        })
+    }
+
+    fn run(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
+    }
+
+    fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
+        meaning(&error.code()?)
+    }
+}
+
+/// From the table of error codes, <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+fn meaning(code: &str) -> Option<Meaning> {
+    Some(match code {
+        "40001" => Meaning::GivenUp("another transaction changed what this one had read; it is tried again"),
+        "40P01" => {
+            Meaning::GivenUp("two transactions waited for each other, and this one was given up; it is tried again")
+        }
+        "57P01" | "57P02" | "57P03" | "57P05" => Meaning::Gone("the database is shutting down or starting"),
+        "25P03" => {
+            Meaning::Gone("the transaction did nothing for longer than its attempt may take, and the database ended it")
+        }
+        "25P04" => Meaning::Gone("the transaction took longer than the database allows"),
+        "42P01" | "3F000" => Meaning::Missing,
+        "55P03" => Meaning::Passes("another transaction holds what this one needs"),
+        "57014" => Meaning::Passes("the statement took longer than it may, and was cancelled"),
+        "25006" => Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary"),
+        "53100" => Meaning::Passes("the database's disk is full: free some space, and it goes on by itself"),
+        "53300" => Meaning::Passes("the database has too many connections: allow more there, or use fewer here"),
+        "28P01" | "28000" => Meaning::Passes("the database refuses the user or the password"),
+        "3D000" => Meaning::Passes("there is no such database: create it"),
+        "42501" => Meaning::Passes("the user may not do this: grant it the tables of Aqueduct"),
+        "42703" | "42P10" | "42883" => {
+            Meaning::Passes("the tables are not those of this version: run `aqueduct migrate`")
+        }
+        "54000" => Meaning::Stays("the source or the id of the event is longer than an index takes, some 2,700 bytes"),
+        "22021" => Meaning::Stays("a text has a zero byte, which PostgreSQL does not take"),
+        _ if code.starts_with("08") => Meaning::Gone("the connection was lost"),
+        _ if code.starts_with("53") => Meaning::Passes("the database lacks resources"),
+        _ if code.starts_with("22") => Meaning::Stays("the database refuses a value"),
+        _ => return None,
+    })
+}
+
+type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
+
+fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
+    let query = sqlx::query(AssertSqlSafe(std::sync::Arc::clone(&statement.sql)));
+    args.into_iter().fold(query, |query, value| match value {
+        Value::Null(Kind::Int) => query.bind(None::<i64>),
+        Value::Null(Kind::Text) => query.bind(None::<String>),
+        Value::Null(Kind::Blob) => query.bind(None::<Vec<u8>>),
+        Value::Int(int) => query.bind(int),
+        Value::Text(text) => query.bind(text.as_str().to_owned()),
+        Value::Blob(blob) => query.bind(Vec::from(blob)),
+    })
+}
+
+/// Decodes by hand what the binary protocol has: big-endian numbers, texts and bytes as they are.
+fn sql_row(row: &PgRow) -> Result<SqlRow, sqlx::Error> {
+    let value = |column| {
+        let raw = row.try_get_raw(column)?;
+        if raw.is_null() {
+            return Ok(Value::Null(Kind::Int));
+        }
+        let bytes = raw.as_bytes().map_err(sqlx::Error::Decode)?;
+        let unexpected = || sqlx::Error::Decode(format!("column {column} is of a type that is not expected").into());
+        Ok(match raw.type_info().name() {
+            "INT8" => Value::Int(i64::from_be_bytes(bytes.try_into().map_err(|_| unexpected())?)),
+            "INT4" => Value::Int(i32::from_be_bytes(bytes.try_into().map_err(|_| unexpected())?).into()),
+            "INT2" => Value::Int(i16::from_be_bytes(bytes.try_into().map_err(|_| unexpected())?).into()),
+            "BYTEA" => Value::Blob(Bytes::copy_from_slice(bytes)),
+            "TEXT" | "VARCHAR" | "CHAR" | "NAME" => {
+                let bytes = Bytes::copy_from_slice(bytes);
+                Text::try_from(bytes.clone()).map_or(Value::Blob(bytes), Value::Text)
+            }
+            _ => return Err(unexpected()),
+        })
+    };
+    (0..row.len()).map(value).collect::<Result<_, sqlx::Error>>().map(SqlRow)
+}

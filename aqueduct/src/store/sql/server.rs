@@ -1,0 +1,619 @@
+//! A database server: its pool, its transactions, its migrations. What PostgreSQL and MySQL do differently is in their own
+//! files, behind [`Server`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use sqlx::error::DatabaseError;
+use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Pool, SqlSafeStr};
+use sqlx_core::transaction::TransactionManager;
+
+use super::dialect::{Database, Session, SqlRow, Value, Work};
+use super::store::{Home, SqlStore};
+use crate::clock::Clock;
+use crate::error::StoreError;
+use crate::outcome::BoxFuture;
+
+/// Connections of the store, the relay and the leases; handlers have their own, so that they cannot take all of them.
+const OWN_CONNECTIONS: u32 = 6;
+
+/// Connections for handlers, unless told otherwise.
+const HANDLER_CONNECTIONS: u32 = 16;
+
+/// How long a connection is waited for before the database counts as away.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The version of the tables that this program knows.
+const KNOWN: u32 = 2;
+
+/// How often a transaction is tried again that the database has given up for the sake of another.
+const TRIES: u32 = 8;
+
+/// A server's database that Aqueduct can live in: [`Postgres`](sqlx::Postgres) with the feature `postgres`,
+/// [`MySql`](sqlx::MySql) with the feature `mysql`. It is not for others.
+#[expect(private_bounds, reason = "what a database does differently is the library's own")]
+pub trait Server: Calls {}
+
+/// What databases do differently.
+pub(crate) trait Calls: sqlx::Database + Sized {
+    type Manager: TransactionManager<Database = Self>;
+
+    /// How a URL of it looks.
+    const URL: &'static str;
+
+    /// The schema of this version of the library, and how each version before becomes the next.
+    const MIGRATIONS: [&'static str; KNOWN as usize];
+
+    /// Begins a transaction of the library's own: each statement reads what is committed by then.
+    const BEGIN: &'static str;
+
+    /// Keeps others from migrating at the same time, until the transaction or the connection ends.
+    const LOCK: &'static str;
+
+    /// No statement is prepared for longer than its transaction.
+    fn behind_pooler(options: OptionsOf<Self>) -> OptionsOf<Self>;
+
+    /// Host, port and database, without secrets.
+    fn address(options: &OptionsOf<Self>) -> String;
+
+    /// One statement of the library's own as this database has it.
+    fn translate(statement: &str) -> String;
+
+    fn execute<'a>(
+        connection: &'a mut Self::Connection,
+        statement: &'a Statement,
+        args: Vec<Value>,
+    ) -> BoxFuture<'a, Result<u64, sqlx::Error>>;
+
+    fn fetch<'a>(
+        connection: &'a mut Self::Connection,
+        statement: &'a Statement,
+        args: Vec<Value>,
+    ) -> BoxFuture<'a, Result<Vec<SqlRow>, sqlx::Error>>;
+
+    /// Runs statements as they are, without arguments.
+    fn run(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>>;
+
+    /// What an error of the database means; none if it is none that is known.
+    fn meaning(error: &dyn DatabaseError) -> Option<Meaning>;
+}
+
+/// What a connection is made with.
+pub(crate) type OptionsOf<DB> = <<DB as sqlx::Database>::Connection as sqlx::Connection>::Options;
+
+/// What an error of a database means, and what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// The transaction was given up for another's sake: the same again can succeed.
+    GivenUp(&'static str),
+    /// The connection is of no use any more.
+    Gone(&'static str),
+    /// There is no such table.
+    Missing,
+    /// It passes by itself, or when somebody does this.
+    Passes(&'static str),
+    /// The same will fail again, until somebody does this.
+    Stays(&'static str),
+}
+
+/// A statement that is translated, and how many arguments it takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Statement {
+    pub(super) sql: Arc<str>,
+    pub(super) args: usize,
+}
+
+/// A database on a server, with Aqueduct's tables in it. Clones share its connections.
+///
+/// It has two pools: one for the store, the relay and the leases, and one for handlers that take a transaction, so that
+/// busy handlers cannot keep a lease from being renewed. The tables begin with a prefix, `aq_` unless it is changed.
+pub struct ServerDatabase<DB: Server>(Arc<Shared<DB>>);
+
+struct Shared<DB: Server> {
+    own: Pool<DB>,
+    handlers: Pool<DB>,
+    /// Where it is, without secrets.
+    address: String,
+    prefix: String,
+    clock: Clock,
+    /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
+    behind_pooler: bool,
+    /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
+    translated: RwLock<BTreeMap<(usize, usize), Arc<[Statement]>>>,
+    /// Connections that handlers have given back in good order; the pool would ask each of them first.
+    warm: Mutex<Vec<PoolConnection<DB>>>,
+}
+
+/// How a database is opened; made by [`ServerDatabase::options`].
+#[must_use = "nothing is opened until `connect` is awaited"]
+pub struct ServerOptions<DB: Server> {
+    /// None if the URL cannot be read: its error may repeat it, with its password.
+    options: Option<OptionsOf<DB>>,
+    handlers: u32,
+    prefix: String,
+    clock: Clock,
+    migrate: bool,
+    behind_pooler: bool,
+}
+
+impl<DB: Server> ServerOptions<DB> {
+    /// How many handlers can have a transaction at the same time; give the database as many connections, and six more for the
+    /// store and the relay. Handlers beyond it wait for one. Defaults to 16.
+    pub fn handler_connections(mut self, count: u32) -> Self {
+        self.handlers = count.max(1);
+        self
+    }
+
+    /// What the names of all tables begin with; with a schema (PostgreSQL) or a database (MySQL) before a dot if they are to
+    /// be in another than the connection's. Letters, digits and `_`. Defaults to `aq_`.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Leaves the tables alone: they were made by `aqueduct migrate`, or from the SQL that it prints. Connecting fails if they are
+    /// missing or older than this program. Defaults to creating them and bringing them to this version.
+    pub fn without_migrating(mut self) -> Self {
+        self.migrate = false;
+        self
+    }
+
+    /// Says that a pooler is between this program and the database that gives each transaction another connection, such as
+    /// `PgBouncer` in transaction mode: then no statement is prepared for longer, and nothing runs outside a transaction.
+    /// Defaults to a connection of one's own.
+    pub fn behind_pooler(mut self) -> Self {
+        self.behind_pooler = true;
+        self
+    }
+
+    /// Where times and ids come from. Defaults to the system's.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Connects, and looks whether the tables are there.
+    pub async fn connect(self) -> Result<ServerDatabase<DB>, StoreError> {
+        check_prefix(&self.prefix)?;
+        let Some(options) = self.options else {
+            let text = format!("the URL of the {} database cannot be read: it is like {}", DB::NAME, DB::URL);
+            return Err(StoreError::Refused(text));
+        };
+        let options = options.disable_statement_logging();
+        let options = if self.behind_pooler { DB::behind_pooler(options) } else { options };
+        let address = DB::address(&options);
+        let pool = |count| {
+            PoolOptions::new()
+                .max_connections(count)
+                .min_connections(0)
+                .acquire_timeout(PATIENCE)
+                .test_before_acquire(false)
+                .connect_lazy_with(options.clone())
+        };
+        let database = ServerDatabase(Arc::new(Shared {
+            own: pool(OWN_CONNECTIONS),
+            handlers: pool(self.handlers),
+            address,
+            prefix: self.prefix,
+            clock: self.clock,
+            behind_pooler: self.behind_pooler,
+            translated: RwLock::default(),
+            warm: Mutex::default(),
+        }));
+        if self.migrate {
+            database.migrate().await?
+        } else {
+            database.check_schema().await?
+        }
+        Ok(database)
+    }
+}
+
+/// A prefix goes into statements as it is.
+fn check_prefix(prefix: &str) -> Result<(), StoreError> {
+    let (schema, name) = prefix.rsplit_once('.').unwrap_or(("a", prefix));
+    let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && part.len() <= 30;
+    let begins = |part: &str| part.bytes().next().is_some_and(|b| !b.is_ascii_digit());
+    if plain(schema) && plain(name) && begins(schema) && (name.is_empty() || begins(name)) && !prefix.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!(
+        "the prefix {prefix:?} cannot begin the names of tables: use letters, digits and `_`, and perhaps a schema before a dot, such as `events.aq_`"
+    )))
+}
+
+impl<DB: Server> ServerDatabase<DB> {
+    /// Connects with the default options, and brings the tables to this version.
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, StoreError> {
+        Self::options(url).connect().await
+    }
+
+    /// Options for a database that is to be connected to.
+    pub fn options(url: impl AsRef<str>) -> ServerOptions<DB> {
+        ServerOptions {
+            options: url.as_ref().parse().ok(),
+            handlers: HANDLER_CONNECTIONS,
+            prefix: "aq_".to_owned(),
+            clock: Clock::system(),
+            migrate: true,
+            behind_pooler: false,
+        }
+    }
+
+    /// The SQL that makes the tables, in steps: the first makes those of version 1, each one after it brings them to the next.
+    /// For who runs their own migrations.
+    pub fn migrations(prefix: &str) -> Result<Vec<String>, StoreError> {
+        check_prefix(prefix)?;
+        Ok((1..).zip(DB::MIGRATIONS).map(|(to, sql)| step(prefix, sql, to)).collect())
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// What the names of tables begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.0.prefix
+    }
+
+    /// Brings the tables to this version; safe while programs of the version before are running, and when several do it at
+    /// the same time.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        if self.version().await? == KNOWN {
+            return Ok(());
+        }
+        let mut connection = self.acquire(&self.0.own).await?;
+        // Closing it ends whatever is open, and lets the lock go.
+        connection.close_on_drop();
+        let run = async |connection: &mut PoolConnection<DB>, sql: String| {
+            DB::run(connection, sql).await.map_err(|e| self.explain(&e))
+        };
+        run(&mut connection, format!("{}; {}", DB::BEGIN, DB::LOCK)).await?;
+        // Another may have done it while this one waited.
+        let found = self.version().await?;
+        self.compare(found)?;
+        for (to, sql) in (1..).zip(DB::MIGRATIONS).skip(found as usize) {
+            run(&mut connection, step(&self.0.prefix, sql, to)).await?;
+        }
+        run(&mut connection, "commit".to_owned()).await
+    }
+
+    /// Refuses tables that are missing, older or newer.
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let found = self.version().await?;
+        self.compare(found)?;
+        if found < KNOWN {
+            return Err(StoreError::Refused(format!(
+                "{}: the tables have version {found} and this program needs {}: run `aqueduct migrate`, or the SQL that it prints",
+                self.0.address, KNOWN
+            )));
+        }
+        Ok(())
+    }
+
+    fn compare(&self, found: u32) -> Result<(), StoreError> {
+        if found > KNOWN { Err(StoreError::TooNew { found, known: KNOWN }) } else { Ok(()) }
+    }
+
+    /// The version of the tables; 0 if there are none.
+    async fn version(&self) -> Result<u32, StoreError> {
+        let mut connection = self.acquire(&self.0.own).await?;
+        let sql = format!("select max(version) from {}schema", self.0.prefix);
+        let statement = Statement { sql: sql.into(), args: 0 };
+        let rows = match DB::fetch(&mut connection, &statement, vec![]).await {
+            Ok(rows) => rows,
+            Err(error) if meaning::<DB>(&error) == Some(Meaning::Missing) => return Ok(0),
+            Err(error) => return Err(self.explain(&error)),
+        };
+        let version = rows.first().map(|row| row.int_or_null(0)).transpose()?.flatten();
+        Ok(u32::try_from(version.unwrap_or(0)).unwrap_or(0))
+    }
+
+    async fn acquire(&self, pool: &Pool<DB>) -> Result<PoolConnection<DB>, StoreError> {
+        pool.acquire().await.map_err(|e| self.explain(&e))
+    }
+
+    /// A connection for a handler: one that was given back in good order, or one of the pool.
+    pub(super) async fn handler_connection(&self) -> Result<PoolConnection<DB>, StoreError> {
+        let warm = self.0.warm.lock().pop();
+        match warm {
+            Some(connection) => Ok(connection),
+            None => self.acquire(&self.0.handlers).await,
+        }
+    }
+
+    /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
+    pub(super) fn give_back(&self, connection: PoolConnection<DB>) {
+        self.0.warm.lock().push(connection);
+    }
+
+    /// A text of the library's own as this database has it, statement by statement.
+    pub(super) fn translated(&self, text: &'static str) -> Arc<[Statement]> {
+        let place = (text.as_ptr() as usize, text.len());
+        if let Some(known) = self.0.translated.read().get(&place) {
+            return Arc::clone(known);
+        }
+        let statements = text.split(';').filter(|part| !part.trim().is_empty());
+        let statements: Arc<[Statement]> = statements.map(|part| self.statement(part)).collect();
+        self.0.translated.write().insert(place, Arc::clone(&statements));
+        statements
+    }
+
+    fn statement(&self, text: &str) -> Statement {
+        let args = text.matches('?').count();
+        let sql = named(&self.0.prefix, &DB::translate(text));
+        Statement { sql: sql.trim().into(), args }
+    }
+
+    pub(super) fn explain(&self, error: &sqlx::Error) -> StoreError {
+        explain::<DB>(&self.0.address, error)
+    }
+
+    /// One try at a transaction of the library's own.
+    async fn transaction(&self, work: &mut dyn Work) -> Result<(), Failed> {
+        let mut connection = self.begun(&self.0.own, DB::BEGIN.to_owned()).await?;
+        let mut session = Within { database: self, connection: &mut connection, failed: None };
+        let done = work.run(&mut session).await;
+        let failed = session.failed.take();
+        match done {
+            Ok(()) => DB::Manager::commit(&mut connection).await.map_err(|e| self.failed(&e)),
+            Err(error) => {
+                if DB::Manager::rollback(&mut connection).await.is_err() {
+                    connection.close_on_drop();
+                }
+                Err(Failed { error, again: failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_))) })
+            }
+        }
+    }
+
+    /// A connection with a transaction begun on it. One that the server has closed meanwhile is replaced.
+    async fn begun(&self, pool: &Pool<DB>, begin: String) -> Result<PoolConnection<DB>, Failed> {
+        loop {
+            let mut connection = pool.acquire().await.map_err(|e| self.failed(&e))?;
+            let done = DB::Manager::begin(&mut connection, Some(AssertSqlSafe(begin.clone()).into_sql_str())).await;
+            let Err(error) = done else { return Ok(connection) };
+            connection.close_on_drop();
+            if !broken::<DB>(&error) || pool.num_idle() == 0 {
+                return Err(self.failed(&error));
+            }
+        }
+    }
+
+    fn failed(&self, error: &sqlx::Error) -> Failed {
+        let again = matches!(meaning::<DB>(error), Some(Meaning::GivenUp(_)));
+        Failed { error: self.explain(error), again }
+    }
+}
+
+/// Why a try at a transaction failed, and whether another may succeed.
+struct Failed {
+    error: StoreError,
+    again: bool,
+}
+
+/// One step of the migrations, with the note of the version that it leads to.
+fn step(prefix: &str, sql: &str, to: u32) -> String {
+    let first = if to == 1 { "create table aq_schema (version bigint not null);\n" } else { "" };
+    named(prefix, &format!("{sql}{first}insert into aq_schema (version) values ({to});\n"))
+}
+
+/// Puts the prefix before the names of tables. An index is in the schema of its table by itself.
+fn named(prefix: &str, sql: &str) -> String {
+    if prefix == "aq_" {
+        return sql.to_owned();
+    }
+    let name = prefix.rsplit_once('.').map_or(prefix, |(_, name)| name);
+    sql.replace("index aq_", "index @_").replace("aq_", prefix).replace("@_", name)
+}
+
+/// The connection is of no use any more.
+pub(super) fn broken<DB: Server>(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        _ => matches!(meaning::<DB>(error), Some(Meaning::Gone(_))),
+    }
+}
+
+pub(super) fn meaning<DB: Server>(error: &sqlx::Error) -> Option<Meaning> {
+    match error {
+        sqlx::Error::Database(error) => DB::meaning(&**error),
+        _ => None,
+    }
+}
+
+/// Says what is wrong and what to do about it. What can pass by itself is unavailable; what cannot is refused.
+fn explain<DB: Server>(address: &str, error: &sqlx::Error) -> StoreError {
+    let unavailable = |text: String| StoreError::Unavailable(text.into());
+    match (meaning::<DB>(error), error) {
+        (Some(Meaning::GivenUp(what) | Meaning::Gone(what) | Meaning::Passes(what)), _) => {
+            unavailable(format!("{address}: {what} ({error})"))
+        }
+        (Some(Meaning::Missing), _) => unavailable(format!(
+            "{address}: a table of Aqueduct is missing, was it dropped? Run `aqueduct migrate` ({error})"
+        )),
+        (Some(Meaning::Stays(what)), _) => StoreError::Refused(format!("{address}: {what} ({error})")),
+        (None, sqlx::Error::PoolTimedOut) => unavailable(format!(
+            "{address}: no connection was free, or could be had, for {PATIENCE:?}: is the database up, and does it allow enough connections?"
+        )),
+        (None, sqlx::Error::Io(_)) => {
+            unavailable(format!("{address}: the database cannot be reached, or has closed the connection ({error})"))
+        }
+        (None, sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::RowNotFound) => {
+            StoreError::Refused(format!("{address}: what is stored is not what was written ({error})"))
+        }
+        _ => unavailable(format!("{address}: {error}")),
+    }
+}
+
+impl<DB: Server> Clone for ServerDatabase<DB> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<DB: Server> std::fmt::Debug for ServerDatabase<DB> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple(DB::NAME).field(&self.0.address).finish()
+    }
+}
+
+impl<DB: Server> std::fmt::Debug for ServerOptions<DB> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerOptions").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl<DB: Server> Home for ServerDatabase<DB> {}
+
+impl<DB: Server> SqlStore<ServerDatabase<DB>> {
+    /// Connects to a database with the default options, and brings its tables to this version.
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, StoreError> {
+        Ok(Self::new(&ServerDatabase::connect(url).await?))
+    }
+}
+
+impl<DB: Server> Database for ServerDatabase<DB> {
+    fn write(&self, mut work: Box<dyn Work>) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let mut tries = 1;
+            loop {
+                match self.transaction(&mut *work).await {
+                    Err(failed) if failed.again && tries < TRIES => tries += 1,
+                    done => return done.map_err(|failed| failed.error),
+                }
+            }
+        })
+    }
+
+    fn read(&self) -> BoxFuture<'_, Result<Box<dyn Session>, StoreError>> {
+        Box::pin(async move {
+            let connection = if self.0.behind_pooler {
+                self.begun(&self.0.own, DB::BEGIN.to_owned()).await.map_err(|failed| failed.error)?
+            } else {
+                self.acquire(&self.0.own).await?
+            };
+            Ok(Box::new(Reading { database: self.clone(), connection: Some(connection) }) as Box<dyn Session>)
+        })
+    }
+}
+
+/// The connection of a transaction while work runs on it.
+struct Within<'c, DB: Server> {
+    database: &'c ServerDatabase<DB>,
+    connection: &'c mut DB::Connection,
+    /// What the error of the statement meant that failed.
+    failed: Option<Meaning>,
+}
+
+/// A connection to read on.
+struct Reading<DB: Server> {
+    database: ServerDatabase<DB>,
+    /// There until it is given back.
+    connection: Option<PoolConnection<DB>>,
+}
+
+impl<DB: Server> Session for Within<'_, DB> {
+    fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let done = execute(self.database, self.connection, sql, args).await;
+            done.map_err(|error| {
+                self.failed = meaning::<DB>(&error);
+                self.database.explain(&error)
+            })
+        })
+    }
+
+    fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
+        Box::pin(async move {
+            let found = fetch(self.database, self.connection, sql, args).await;
+            found.map_err(|error| {
+                self.failed = meaning::<DB>(&error);
+                self.database.explain(&error)
+            })
+        })
+    }
+}
+
+impl<DB: Server> Reading<DB> {
+    /// Runs it on another connection once if this one has been closed by the server, as it may be after a quiet time.
+    async fn again(&mut self, error: &sqlx::Error) -> Result<(), StoreError> {
+        if let Some(mut connection) = self.connection.take() {
+            connection.close_on_drop();
+        }
+        if !broken::<DB>(error) || self.database.0.behind_pooler {
+            return Err(self.database.explain(error));
+        }
+        self.connection = Some(self.database.acquire(&self.database.0.own).await?);
+        Ok(())
+    }
+
+    fn connection(&mut self) -> Result<&mut PoolConnection<DB>, StoreError> {
+        self.connection.as_mut().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
+    }
+}
+
+impl<DB: Server> Drop for Reading<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.connection
+            && self.database.0.behind_pooler
+        {
+            DB::Manager::start_rollback(connection);
+        }
+    }
+}
+
+impl<DB: Server> Session for Reading<DB> {
+    fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let database = self.database.clone();
+            match execute(&database, self.connection()?, sql, args).await {
+                Ok(done) => Ok(done),
+                Err(error) => Err(database.explain(&error)),
+            }
+        })
+    }
+
+    fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
+        Box::pin(async move {
+            let database = self.database.clone();
+            let found = fetch(&database, self.connection()?, sql, args.clone()).await;
+            let Err(error) = found else { return found.map_err(|e| database.explain(&e)) };
+            self.again(&error).await?;
+            fetch(&database, self.connection()?, sql, args).await.map_err(|e| database.explain(&e))
+        })
+    }
+}
+
+/// Runs statements one after another and answers how many rows the last one changed.
+async fn execute<DB: Server>(
+    database: &ServerDatabase<DB>,
+    connection: &mut DB::Connection,
+    text: &'static str,
+    mut args: Vec<Value>,
+) -> Result<u64, sqlx::Error> {
+    let mut changed = 0;
+    for statement in &*database.translated(text) {
+        let rest = args.split_off(statement.args.min(args.len()));
+        changed = DB::execute(connection, statement, std::mem::replace(&mut args, rest)).await?;
+    }
+    Ok(changed)
+}
+
+/// Runs statements one after another and answers the rows of the last one.
+async fn fetch<DB: Server>(
+    database: &ServerDatabase<DB>,
+    connection: &mut DB::Connection,
+    text: &'static str,
+    mut args: Vec<Value>,
+) -> Result<Vec<SqlRow>, sqlx::Error> {
+    let statements = database.translated(text);
+    let Some((last, before)) = statements.split_last() else { return Ok(Vec::new()) };
+    for statement in before {
+        let rest = args.split_off(statement.args.min(args.len()));
+        DB::execute(connection, statement, std::mem::replace(&mut args, rest)).await?;
+    }
+    DB::fetch(connection, last, args).await
+}
