@@ -178,6 +178,13 @@ impl Call {
         self.scope.get().map_or(Ok(None), Scope::close)
     }
 
+    /// Closes the scope after a handler that has failed: its transaction is rolled back in good order.
+    pub(crate) fn roll_back_scope(&self) {
+        if let Some(Ok(Some(unit))) = self.scope.get().map(Scope::close) {
+            unit.roll_back();
+        }
+    }
+
     /// Closes the scope, if it is open, without a result of the handler: the transaction is dropped.
     pub(crate) fn abandon_scope(&self) {
         if let Some(scope) = self.scope.get() {

@@ -114,29 +114,50 @@ fn fault_below(error: &(dyn StdError + 'static)) -> Option<Fault> {
     causes(error).find_map(|e| e.downcast_ref::<Classified>().map_or_else(|| database_fault(e), |known| known.fault))
 }
 
-/// What a database's own error says: an outage of it is no event's fault.
-#[cfg(feature = "sqlite")]
+/// What a database's own error says: an outage of it, or another transaction, is no event's fault.
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 fn database_fault(error: &(dyn StdError + 'static)) -> Option<Fault> {
-    // Busy, locked, out of memory, read-only, disk error, full, cannot be opened: <https://sqlite.org/rescode.html>.
-    const OUTAGES: [u32; 7] = [5, 6, 7, 8, 10, 13, 14];
-    // Only the writer commits: a handler of its transaction tried to, or went on after SQLite had rolled it back.
-    const COMMIT_REFUSED: u32 = 531;
     match error.downcast_ref::<sqlx::Error>()? {
-        sqlx::Error::Database(error) => {
-            let code: u32 = error.code()?.parse().ok()?;
-            let outage = OUTAGES.contains(&(code & 0xff)).then_some(Fault::Uncounted);
-            if code == COMMIT_REFUSED { Some(Fault::Permanent) } else { outage }
-        }
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
-            Some(Fault::Uncounted)
-        }
+        sqlx::Error::Database(error) => server_fault(&**error).or_else(|| file_fault(&**error)),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Some(Fault::Uncounted),
         _ => None,
     }
 }
 
-#[cfg(not(feature = "sqlite"))]
+#[cfg(not(any(feature = "sqlite", feature = "postgres", feature = "mysql")))]
 fn database_fault(_: &(dyn StdError + 'static)) -> Option<Fault> {
     None
+}
+
+/// A serialisation failure, a deadlock, a lock that others hold, a server that lacks resources, goes down or is read-only:
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>,
+/// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>.
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+fn server_fault(error: &dyn sqlx::error::DatabaseError) -> Option<Fault> {
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        const OTHERS: [u16; 15] =
+            [1020, 1021, 1040, 1053, 1114, 1152, 1158, 1161, 1203, 1205, 1213, 1290, 1792, 1836, 1927];
+        return OTHERS.contains(&error.number()).then_some(Fault::Uncounted);
+    }
+    let code = error.code()?;
+    let class = code.len() == 5 && ["08", "53", "57P"].iter().any(|class| code.starts_with(class));
+    (class || ["40001", "40P01", "55P03", "25P03", "25006"].contains(&&*code)).then_some(Fault::Uncounted)
+}
+
+/// Busy, locked, out of memory, read-only, disk error, full, cannot be opened: <https://sqlite.org/rescode.html>.
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+fn file_fault(error: &dyn sqlx::error::DatabaseError) -> Option<Fault> {
+    const OUTAGES: [u32; 7] = [5, 6, 7, 8, 10, 13, 14];
+    // Only the writer commits: a handler of its transaction tried to, or went on after SQLite had rolled it back.
+    const COMMIT_REFUSED: u32 = 531;
+    let code = error.code().filter(|code| code.len() <= 4)?.parse::<u32>().ok()?;
+    let outage = OUTAGES.contains(&(code & 0xff)).then_some(Fault::Uncounted);
+    if code == COMMIT_REFUSED { Some(Fault::Permanent) } else { outage }
 }
 
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {

@@ -307,7 +307,11 @@ where
         },
     };
     let outcome = value.into_outcome();
-    if outcome.is_done() { call.conclude(outcome) } else { outcome }
+    if outcome.is_done() {
+        return call.conclude(outcome);
+    }
+    call.0.roll_back_scope();
+    outcome
 }
 
 const TOO_LONG: &str = "the handler held its transaction for longer than its database allows: do what takes long, and what goes over the network, in a handler without `Tx`";

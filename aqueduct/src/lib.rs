@@ -101,16 +101,16 @@ pub mod sqlite {
         ChildRecord, Children, ConsumerStatus, FloorStatus, LogReader, Logged, Owner, PartitionStatus, Purged,
         Retention, SqliteBroker, SqliteStatus, StandIn,
     };
-    pub use crate::store::sql::{ShardStatus, SqliteFile, SqliteOptions, SqliteStore, SqliteTx, TxDatabase};
+    pub use crate::store::sql::{ShardStatus, SqliteFile, SqliteOptions, SqliteStore, SqliteTx};
     /// The database of [`Tx`](crate::Tx).
     pub use sqlx::Sqlite;
 }
 /// What the SQL databases have in common (features `sqlite`, `postgres` and `mysql`).
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub mod sql {
-    pub use crate::store::sql::{Home, ShardStatus, SqlStore};
+    pub use crate::store::sql::{Home, ShardStatus, SqlStore, TxDatabase};
     #[cfg(any(feature = "postgres", feature = "mysql"))]
-    pub use crate::store::sql::{Server, ServerDatabase, ServerOptions};
+    pub use crate::store::sql::{Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
 }
 /// The store, transactions and the outbox in a PostgreSQL database (feature `postgres`).
 #[cfg(feature = "postgres")]
@@ -150,7 +150,9 @@ pub use publish::{PublishError, Publisher};
 pub use router::{Router, Unknown};
 pub use store::MemoryStore;
 #[cfg(feature = "sqlite")]
-pub use store::sql::{Outbox, Tx};
+pub use store::sql::Outbox;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+pub use store::sql::Tx;
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};
 
 /// The README's hello world, as a test.

@@ -75,6 +75,9 @@ impl fmt::Debug for Outcome {
 pub trait Unit: Send {
     /// Makes the work take effect.
     fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
+
+    /// Rolls it back after its handler has returned, so that nothing is under way on it. Defaults to dropping it.
+    fn roll_back(self: Box<Self>) {}
 }
 
 /// What a handler may return: `()`, or a `Result<(), E>` whose error converts into a [`BoxError`].

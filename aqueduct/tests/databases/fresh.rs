@@ -2,8 +2,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aqueduct::mysql::MySqlDatabase;
-use aqueduct::postgres::PgDatabase;
+use aqueduct::mysql::{MySql, MySqlDatabase};
+use aqueduct::postgres::{PgDatabase, Postgres};
+use aqueduct::sql::{Server, ServerDatabase, ServerOptions, TxDatabase};
+use sqlx::AssertSqlSafe;
+use sqlx::Row as _;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -32,4 +35,47 @@ pub(crate) async fn postgres() -> PgDatabase {
 
 pub(crate) async fn mysql() -> MySqlDatabase {
     MySqlDatabase::options(mysql_url()).prefix(prefix()).connect().await.unwrap()
+}
+
+/// A database of the tests, with statements that take no arguments.
+pub(crate) trait TestDatabase: Server + TxDatabase {
+    /// What a sum is cast to, to be read as a number.
+    const INTEGER: &'static str;
+    fn options() -> ServerOptions<Self>;
+    fn run(connection: &mut Self::Connection, sql: String) -> impl Future<Output = sqlx::Result<()>> + Send;
+    fn number(connection: &mut Self::Connection, sql: String) -> impl Future<Output = sqlx::Result<i64>> + Send;
+    fn connect() -> impl Future<Output = Self::Connection> + Send;
+}
+
+macro_rules! test_database {
+    ($database:ty, $home:ty, $url:expr, $integer:literal) => {
+        impl TestDatabase for $database {
+            const INTEGER: &'static str = $integer;
+
+            fn options() -> ServerOptions<Self> {
+                <$home>::options($url)
+            }
+
+            async fn run(connection: &mut Self::Connection, sql: String) -> sqlx::Result<()> {
+                sqlx::query(AssertSqlSafe(sql)).execute(connection).await.map(drop)
+            }
+
+            async fn number(connection: &mut Self::Connection, sql: String) -> sqlx::Result<i64> {
+                sqlx::query(AssertSqlSafe(sql)).fetch_one(connection).await?.try_get(0)
+            }
+
+            async fn connect() -> Self::Connection {
+                <Self::Connection as sqlx::Connection>::connect(&$url).await.unwrap()
+            }
+        }
+    };
+}
+
+test_database!(Postgres, PgDatabase, postgres_url(), "bigint");
+test_database!(MySql, MySqlDatabase, mysql_url(), "signed");
+
+/// Tables of a test's own, and its prefix.
+pub(crate) async fn tables<DB: TestDatabase>() -> (ServerDatabase<DB>, String) {
+    let prefix = prefix();
+    (DB::options().prefix(prefix.clone()).connect().await.unwrap(), prefix)
 }

@@ -9,3 +9,4 @@ mod fresh;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;
+mod tx;

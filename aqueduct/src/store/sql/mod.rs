@@ -29,13 +29,18 @@ mod postgres;
 mod rows;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_outbox;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_tx;
 mod shards;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
+#[cfg(feature = "sqlite")]
+mod sqlite_tx;
 mod store;
 #[cfg(feature = "sqlite")]
 mod turn;
-#[cfg(feature = "sqlite")]
 pub(crate) mod tx;
 #[cfg(feature = "sqlite")]
 mod wal;
@@ -49,12 +54,15 @@ pub use outbox::Outbox;
 #[cfg(feature = "postgres")]
 pub use postgres::{PgDatabase, PgOptions, PgStore};
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-pub use server::{Server, ServerDatabase, ServerOptions};
+pub use server::{Isolation, Server, ServerDatabase, ServerOptions};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub use server_tx::ServerTx;
 pub use shards::ShardStatus;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteFile, SqliteOptions, SqliteStore};
+#[cfg(feature = "sqlite")]
+pub use sqlite_tx::SqliteTx;
 pub use store::{Home, SqlStore};
 #[cfg(feature = "sqlite")]
 pub(crate) use turn::try_lock;
-#[cfg(feature = "sqlite")]
-pub use tx::{SqliteTx, Tx, TxDatabase};
+pub use tx::{Tx, TxDatabase};

@@ -1,16 +1,21 @@
 //! What MySQL and MariaDB do differently.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySql, MySqlArguments, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlTransactionManager};
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
+use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Kind, SqlRow, Value};
-use super::server::{Calls, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server_outbox::Written;
+use super::server_tx::{End, Ended, Limits};
 use super::store::SqlStore;
 use crate::outcome::BoxFuture;
+use crate::topic::Text;
 
 /// A MySQL (8.0.16 or later) or MariaDB (10.5 or later) database.
 pub type MySqlDatabase = ServerDatabase<MySql>;
@@ -103,10 +108,86 @@ impl Calls for MySql {
         })
     }
 
+    const LACKS_STORE: &'static str = "`Tx<MySql>` needs a store in a MySQL or MariaDB database: give the consumer one with `.store(MySqlStore::connect(url).await?)`, or beside another store with `.transactions(..)`";
+
+    const INBOX: &'static str =
+        "insert into aq_inbox (consumer, source, id, topic, number, position, at) values (?, ?, ?, ?, ?, ?, ?)";
+
+    /// Fails, by a subquery with too many rows, if the fence is not that of the epoch. The arguments are put in as numbers,
+    /// since the commit goes with it in one message: no process can be stopped in between, with the fence locked.
+    const FENCE: &'static str = "select if((select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1, 1,
+        (select 1 union all select 2))";
+
+    fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
+        let isolation = match isolation {
+            Isolation::ReadCommitted => "read committed",
+            Isolation::RepeatableRead => "repeatable read",
+            Isolation::Serializable => "serializable",
+        };
+        let seconds = |limit: Duration| limit.as_secs().max(1);
+        let (idle, lock, statement) = (seconds(limits.idle), seconds(limits.lock), limits.statement.as_millis().max(1));
+        // The first comment is read by MariaDB alone, the second by MySQL alone.
+        format!(
+            "set session innodb_lock_wait_timeout = {lock} \
+             /*M!100300 , idle_transaction_timeout = {idle}, max_statement_time = {statement}e-3 */ \
+             /*!50799 , wait_timeout = {idle}, max_execution_time = {statement} */; \
+             set transaction isolation level {isolation}; start transaction"
+        )
+    }
+
+    fn end<'a>(
+        connection: &'a mut MySqlConnection,
+        fence: &'a Statement,
+        end: End,
+    ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
+        Box::pin(async move {
+            let fence = fence.sql.replacen('?', &end.shard.to_string(), 1);
+            let fence = fence.replacen('?', &end.epoch.0.to_string(), 1);
+            let done = sqlx::raw_sql(AssertSqlSafe(format!("{fence}; commit"))).execute(&mut *connection).await;
+            match done {
+                Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced(None)),
+                Err(error) => Err(error),
+                // For the client's own count of what is open.
+                Ok(_) => MySqlTransactionManager::commit(connection).await.map(|()| Ended::Committed),
+            }
+        })
+    }
+
+    fn insert_events<'a>(
+        connection: &'a mut MySqlConnection,
+        prefix: &'a str,
+        rows: Vec<Written>,
+    ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            for rows in rows.chunks(ROWS_A_STATEMENT) {
+                let places = vec!["(?, ?, ?, ?, ?, ?)"; rows.len()].join(", ");
+                let sql = format!(
+                    "insert into {prefix}outbox (topic, `key`, event_id, type, source, content) values {places}"
+                );
+                // Only the statements of usual lengths are worth being prepared for longer.
+                let usual = rows.len() == 1 || rows.len() == ROWS_A_STATEMENT;
+                let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(usual);
+                for (topic, key, id, kind, source, content) in rows {
+                    let bytes = |text: &Text| text.as_str().as_bytes().to_vec();
+                    query = query.bind(bytes(topic)).bind(key.as_ref().map(bytes)).bind(bytes(id));
+                    query = query.bind(bytes(kind)).bind(bytes(source)).bind(content.as_slice());
+                }
+                query.execute(&mut *connection).await?;
+            }
+            Ok(())
+        })
+    }
+
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
         meaning(number(error))
     }
 }
+
+/// Events that are inserted by one statement.
+const ROWS_A_STATEMENT: usize = 100;
+
+/// A subquery has more than one row.
+const TOO_MANY_ROWS: u16 = 1242;
 
 /// A table, an index.
 const THERE_ALREADY: [u16; 2] = [1050, 1061];
@@ -181,6 +262,7 @@ fn meaning(number: u16) -> Option<Meaning> {
             Meaning::Gone("the database is shutting down, or has ended the connection")
         }
         1146 => Meaning::Missing,
+        1062 => Meaning::Duplicate,
         1205 => Meaning::Passes("another transaction holds what this one needs"),
         1317 | 1969 | 3024 => Meaning::Passes("the statement took longer than it may, and was cancelled"),
         1290 | 1792 | 1836 => Meaning::Passes("the database is read-only, a replica perhaps: connect to the primary"),

@@ -1,12 +1,17 @@
 //! What PostgreSQL does differently.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgTransactionManager, Postgres};
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
+use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Kind, SqlRow, Value};
-use super::server::{Calls, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server_outbox::Written;
+use super::server_tx::{End, Ended, Limits};
 use super::store::SqlStore;
 use crate::outcome::BoxFuture;
 use crate::topic::Text;
@@ -87,6 +92,87 @@ impl Calls for Postgres {
         Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
     }
 
+    const LACKS_STORE: &'static str = "`Tx<Postgres>` needs a store in a PostgreSQL database: give the consumer one with `.store(PgStore::connect(url).await?)`, or beside another store with `.transactions(..)`";
+
+    const INBOX: &'static str = "insert into aq_inbox (consumer, source, id, topic, number, position, at)
+        values (?, ?, ?, ?, ?, ?, ?) on conflict (consumer, source, id) do nothing";
+
+    /// A setting of the transaction tells whether it is still the one that was begun.
+    const FENCE: &'static str = "select epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
+        set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id = ? for share";
+
+    fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
+        let isolation = match isolation {
+            Isolation::ReadCommitted => "read committed",
+            Isolation::RepeatableRead => "repeatable read",
+            Isolation::Serializable => "serializable",
+        };
+        let [idle, statement, lock] =
+            [limits.idle, limits.statement, limits.lock].map(|limit| limit.as_millis().max(1));
+        format!(
+            "begin isolation level {isolation}; select set_config('aq.attempt', '1', true), \
+             set_config('idle_in_transaction_session_timeout', '{idle}', true), \
+             set_config('statement_timeout', '{statement}', true), set_config('lock_timeout', '{lock}', true)"
+        )
+    }
+
+    fn end<'a>(
+        connection: &'a mut PgConnection,
+        fence: &'a Statement,
+        end: End,
+    ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
+        Box::pin(async move {
+            let left = end.left.as_millis().max(1).to_string();
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&fence.sql))).bind(left).bind(end.shard);
+            let Some(row) = query.fetch_optional(&mut *connection).await? else { return Ok(Ended::Replaced(None)) };
+            if row.try_get::<i32, _>(1)? == 0 {
+                return Ok(Ended::Before);
+            }
+            let held: Option<i64> = row.try_get(0)?;
+            if held.map(i64::cast_unsigned) != Some(end.epoch.0) {
+                return Ok(Ended::Replaced(held));
+            }
+            PgTransactionManager::commit(connection).await?;
+            Ok(Ended::Committed)
+        })
+    }
+
+    fn insert_events<'a>(
+        connection: &'a mut PgConnection,
+        prefix: &'a str,
+        rows: Vec<Written>,
+    ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
+        const COLUMNS: &str = "topic, key, event_id, type, source, content";
+        Box::pin(async move {
+            let text = |text: Text| text.as_str().to_owned();
+            if rows.len() == 1 {
+                let sql = format!("insert into {prefix}outbox ({COLUMNS}) values ($1, $2, $3, $4, $5, $6)");
+                for (topic, key, id, kind, source, content) in rows {
+                    let query = sqlx::query(AssertSqlSafe(sql.clone())).bind(text(topic)).bind(key.map(text));
+                    let query = query.bind(text(id)).bind(text(kind)).bind(text(source)).bind(content);
+                    query.execute(&mut *connection).await?;
+                }
+                return Ok(());
+            }
+            let (mut topics, mut keys, mut ids, mut kinds, mut sources, mut contents) =
+                <(Vec<_>, Vec<_>, Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
+            for (topic, key, id, kind, source, content) in rows {
+                topics.push(text(topic));
+                keys.push(key.map(text));
+                ids.push(text(id));
+                kinds.push(text(kind));
+                sources.push(text(source));
+                contents.push(content);
+            }
+            let sql = format!(
+                "insert into {prefix}outbox ({COLUMNS}) select {COLUMNS} from unnest($1::text[], $2::text[], $3::text[], \
+                 $4::text[], $5::text[], $6::bytea[]) with ordinality as e ({COLUMNS}, at) order by at"
+            );
+            let query = sqlx::query(AssertSqlSafe(sql)).bind(topics).bind(keys).bind(ids).bind(kinds).bind(sources);
+            query.bind(contents).execute(connection).await.map(drop)
+        })
+    }
+
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
         meaning(&error.code()?)
     }
@@ -105,6 +191,8 @@ fn meaning(code: &str) -> Option<Meaning> {
         }
         "25P04" => Meaning::Gone("the transaction took longer than the database allows"),
         "42P01" | "3F000" => Meaning::Missing,
+        "23505" => Meaning::Duplicate,
+        "25P02" => Meaning::Aborted,
         "55P03" => Meaning::Passes("another transaction holds what this one needs"),
         "57014" => Meaning::Passes("the statement took longer than it may, and was cancelled"),
         "25006" => Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary"),
@@ -128,7 +216,7 @@ fn meaning(code: &str) -> Option<Meaning> {
 type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
 fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
-    let query = sqlx::query(AssertSqlSafe(std::sync::Arc::clone(&statement.sql)));
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql)));
     args.into_iter().fold(query, |query, value| match value {
         Value::Null(Kind::Int) => query.bind(None::<i64>),
         Value::Null(Kind::Text) => query.bind(None::<String>),

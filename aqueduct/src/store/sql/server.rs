@@ -12,10 +12,14 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Pool, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
+use super::ops::{SHARD, names};
+use super::server_outbox::Written;
+use super::server_tx::{End, Ended, Limits};
 use super::store::{Home, SqlStore};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::topic::{Partition, Text};
 
 /// Connections of the store, the relay and the leases; handlers have their own, so that they cannot take all of them.
 const OWN_CONNECTIONS: u32 = 6;
@@ -77,6 +81,33 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     /// Runs statements as they are, without arguments.
     fn run(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>>;
 
+    /// What a service lacks whose store is none of this database.
+    const LACKS_STORE: &'static str;
+
+    /// Writes an event into the inbox; changes nothing, or fails as a duplicate, if it is there.
+    const INBOX: &'static str;
+
+    /// Locks the fence and compares it; for [`end`](Self::end) alone.
+    const FENCE: &'static str;
+
+    /// Begins the transaction of an attempt.
+    fn begin_attempt(isolation: Isolation, limits: Limits) -> String;
+
+    /// Commits the transaction of an attempt, if its owner has not been replaced: no new owner can raise the fence between
+    /// the look at it and the commit.
+    fn end<'a>(
+        connection: &'a mut Self::Connection,
+        fence: &'a Statement,
+        end: End,
+    ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
+
+    /// Writes rows of the outbox, in their order, with as few statements as can be.
+    fn insert_events<'a>(
+        connection: &'a mut Self::Connection,
+        prefix: &'a str,
+        rows: Vec<Written>,
+    ) -> BoxFuture<'a, Result<(), sqlx::Error>>;
+
     /// What an error of the database means; none if it is none that is known.
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning>;
 }
@@ -93,6 +124,10 @@ pub(crate) enum Meaning {
     Gone(&'static str),
     /// There is no such table.
     Missing,
+    /// What was to be inserted is there.
+    Duplicate,
+    /// A statement of the transaction failed before, and nothing more can be done in it.
+    Aborted,
     /// It passes by itself, or when somebody does this.
     Passes(&'static str),
     /// The same will fail again, until somebody does this.
@@ -119,12 +154,29 @@ struct Shared<DB: Server> {
     address: String,
     prefix: String,
     clock: Clock,
+    isolation: Isolation,
+    /// The ids of shards that were taken over.
+    shards: RwLock<BTreeMap<(Text, Partition), i64>>,
     /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
     behind_pooler: bool,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
     translated: RwLock<BTreeMap<(usize, usize), Arc<[Statement]>>>,
     /// Connections that handlers have given back in good order; the pool would ask each of them first.
     warm: Mutex<Vec<PoolConnection<DB>>>,
+}
+
+/// What a handler's transaction sees of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isolation {
+    /// Each statement sees what is committed by then. The default.
+    #[default]
+    ReadCommitted,
+    /// All statements see what was committed before the first of them.
+    RepeatableRead,
+    /// As if handlers ran one after another. The database gives transactions up for that; their handlers run again, which
+    /// spends no attempt.
+    Serializable,
 }
 
 /// How a database is opened; made by [`ServerDatabase::options`].
@@ -135,6 +187,7 @@ pub struct ServerOptions<DB: Server> {
     handlers: u32,
     prefix: String,
     clock: Clock,
+    isolation: Isolation,
     migrate: bool,
     behind_pooler: bool,
 }
@@ -169,6 +222,12 @@ impl<DB: Server> ServerOptions<DB> {
         self
     }
 
+    /// What handlers' transactions see of others. Defaults to [`Isolation::ReadCommitted`].
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
     /// Where times and ids come from. Defaults to the system's.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -199,7 +258,9 @@ impl<DB: Server> ServerOptions<DB> {
             address,
             prefix: self.prefix,
             clock: self.clock,
+            isolation: self.isolation,
             behind_pooler: self.behind_pooler,
+            shards: RwLock::default(),
             translated: RwLock::default(),
             warm: Mutex::default(),
         }));
@@ -238,6 +299,7 @@ impl<DB: Server> ServerDatabase<DB> {
             handlers: HANDLER_CONNECTIONS,
             prefix: "aq_".to_owned(),
             clock: Clock::system(),
+            isolation: Isolation::default(),
             migrate: true,
             behind_pooler: false,
         }
@@ -316,12 +378,43 @@ impl<DB: Server> ServerDatabase<DB> {
         pool.acquire().await.map_err(|e| self.explain(&e))
     }
 
-    /// A connection for a handler: one that was given back in good order, or one of the pool.
-    pub(super) async fn handler_connection(&self) -> Result<PoolConnection<DB>, StoreError> {
-        let warm = self.0.warm.lock().pop();
-        match warm {
-            Some(connection) => Ok(connection),
-            None => self.acquire(&self.0.handlers).await,
+    /// A connection with the transaction of an attempt begun on it: one that was given back in good order, or one of the pool.
+    pub(super) async fn begin_attempt(&self, limits: Limits) -> Result<PoolConnection<DB>, StoreError> {
+        let begin = DB::begin_attempt(self.0.isolation, limits);
+        loop {
+            let warm = self.0.warm.lock().pop();
+            let Some(mut connection) = warm else {
+                return self.begun(&self.0.handlers, begin).await.map_err(|failed| failed.error);
+            };
+            match begin_on::<DB>(&mut connection, &begin).await {
+                Ok(()) => return Ok(connection),
+                // The server has closed it since; then it has closed others too.
+                Err(_) => connection.close_on_drop(),
+            }
+        }
+    }
+
+    /// The id of a shard that has been taken over.
+    pub(super) async fn shard(&self, consumer: &Text, partition: &Partition) -> Result<i64, StoreError> {
+        let name = (consumer.clone(), partition.clone());
+        if let Some(known) = self.0.shards.read().get(&name) {
+            return Ok(*known);
+        }
+        let found = self.read().await?.fetch(SHARD, names(consumer, partition)).await?;
+        let Some(row) = found.first() else {
+            let text = format!("nobody has taken over {partition} for {consumer} in {}", self.0.address);
+            return Err(StoreError::Unavailable(text.into()));
+        };
+        let id = row.int(0)?;
+        self.0.shards.write().insert(name, id);
+        Ok(id)
+    }
+
+    /// A statement of the library's own that stands alone.
+    pub(super) fn one(&self, text: &'static str) -> Statement {
+        match &*self.translated(text) {
+            [one] => one.clone(),
+            _ => Statement { sql: text.into(), args: 0 },
         }
     }
 
@@ -373,7 +466,7 @@ impl<DB: Server> ServerDatabase<DB> {
     async fn begun(&self, pool: &Pool<DB>, begin: String) -> Result<PoolConnection<DB>, Failed> {
         loop {
             let mut connection = pool.acquire().await.map_err(|e| self.failed(&e))?;
-            let done = DB::Manager::begin(&mut connection, Some(AssertSqlSafe(begin.clone()).into_sql_str())).await;
+            let done = begin_on::<DB>(&mut connection, &begin).await;
             let Err(error) = done else { return Ok(connection) };
             connection.close_on_drop();
             if !broken::<DB>(&error) || pool.num_idle() == 0 {
@@ -386,6 +479,10 @@ impl<DB: Server> ServerDatabase<DB> {
         let again = matches!(meaning::<DB>(error), Some(Meaning::GivenUp(_)));
         Failed { error: self.explain(error), again }
     }
+}
+
+async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> Result<(), sqlx::Error> {
+    DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await
 }
 
 /// Why a try at a transaction failed, and whether another may succeed.
@@ -434,6 +531,7 @@ fn explain<DB: Server>(address: &str, error: &sqlx::Error) -> StoreError {
         (Some(Meaning::Missing), _) => unavailable(format!(
             "{address}: a table of Aqueduct is missing, was it dropped? Run `aqueduct migrate` ({error})"
         )),
+        (Some(Meaning::Duplicate | Meaning::Aborted), _) => unavailable(format!("{address}: {error}")),
         (Some(Meaning::Stays(what)), _) => StoreError::Refused(format!("{address}: {what} ({error})")),
         (None, sqlx::Error::PoolTimedOut) => unavailable(format!(
             "{address}: no connection was free, or could be had, for {PATIENCE:?}: is the database up, and does it allow enough connections?"

@@ -3,16 +3,11 @@
 use std::any::Any;
 use std::ops::{Deref, DerefMut};
 
-use sqlx::sqlite::{Sqlite, SqliteConnection};
 use tokio::time::Instant;
 
-use super::inbox::Entry;
-use super::outbox::Outbox;
-use super::sqlite::{SqliteFile, SqliteStore};
-use super::writer::Lent;
 use crate::broker::Receipt;
 use crate::call::{Call, Loan};
-use crate::error::{Error, Result, StoreError, WiringError};
+use crate::error::{Error, Result, WiringError};
 use crate::event::Event;
 use crate::extract::{FromCall, Rejection, Wiring};
 use crate::outcome::{BoxFuture, Unit};
@@ -20,16 +15,22 @@ use crate::outcome::{BoxFuture, Unit};
 /// The transaction of an attempt, as an argument of a handler: what it writes, the events it publishes and the record that
 /// the event took effect are committed together, or none of them.
 ///
-/// It derefs to the connection, so `&mut *tx` is what sqlx executes on. It is committed when the handler and every layer
-/// around it are done, and rolled back otherwise. An event that has taken effect before is skipped: its handler does not
-/// run. Handlers on one [`SqliteFile`](super::SqliteFile) run one after another, many in one commit; their deliveries are settled after it. A
-/// commit that fails for another's sake spends no attempt.
+/// It derefs to the connection, so `&mut *tx` is what sqlx executes on; `tx.begin()` is a savepoint, which may be rolled back
+/// alone. It is committed when the handler and every layer around it are done, and rolled back otherwise. An event that has
+/// taken effect before is skipped: its handler does not run. What fails for another's sake, such as a deadlock, a lost
+/// connection or a commit, spends no attempt.
 ///
-/// The traps: no network inside, for nobody else writes to the file meanwhile, and after
-/// [`handler_limit`](super::SqliteOptions::handler_limit) the handler is dropped and its attempt has failed. `concurrency`
-/// is how many handlers can share a commit. Do not move it into a spawned task.
+/// On a server each attempt has a transaction and a connection of its own, at most
+/// [`handler_connections`](crate::sql::ServerOptions::handler_connections) at a time, and the database ends it with the
+/// attempt's deadline. Handlers on one [`SqliteFile`](crate::sqlite::SqliteFile) run one after another, many in one commit; nobody
+/// else writes to the file meanwhile, and after [`handler_limit`](crate::sqlite::SqliteOptions::handler_limit) the handler is
+/// dropped and its attempt has failed; `concurrency` is how many handlers can share a commit.
+///
+/// The traps: no network inside, since locks are held meanwhile. No `commit` or `rollback` of your own. Do not move it into
+/// a spawned task.
 ///
 /// ```
+/// # #[cfg(feature = "sqlite")] fn f() {
 /// use aqueduct::{Event, Json, Result, Router, Tx, sqlite::Sqlite};
 ///
 /// async fn reserve(Json(sku): Json<String>, mut tx: Tx<Sqlite>) -> Result<()> {
@@ -38,51 +39,38 @@ use crate::outcome::{BoxFuture, Unit};
 ///     Ok(())
 /// }
 /// let app: Router = Router::new().on("order.placed", reserve);
+/// # }
 /// ```
 pub struct Tx<DB: TxDatabase> {
     held: Option<DB::Held>,
     loan: Option<Loan>,
 }
 
-/// A database whose transactions handlers can take.
-pub trait TxDatabase: sqlx::Database {
+/// A database whose transactions handlers can take, and in which an outbox can be: SQLite, PostgreSQL, or MySQL. It is not
+/// for others.
+#[expect(private_bounds, reason = "how a transaction is lent is the library's own")]
+pub trait TxDatabase: Lends {}
+
+/// How a database lends its transactions.
+pub(crate) trait Lends: sqlx::Database {
     /// The transaction while a handler has it.
     type Held: Unit + DerefMut<Target = Self::Connection> + 'static;
-}
 
-impl TxDatabase for Sqlite {
-    type Held = SqliteTx;
-}
+    /// What a service lacks whose store is none of this database.
+    const LACKS: &'static str;
 
-/// What a handler of [`Tx<Sqlite>`](Tx) has: the file's one writing connection, inside a savepoint.
-pub struct SqliteTx {
-    lent: Lent,
-    outbox: Outbox,
-}
+    /// True for a store of this database.
+    fn is_in(store: &dyn Any) -> bool;
 
-impl Deref for SqliteTx {
-    type Target = SqliteConnection;
+    /// Begins the transaction of an attempt, with its event in the inbox; and until when it may be held. None if the event
+    /// has taken effect before.
+    fn lend<'a>(
+        store: &'a (dyn Any + Send + Sync),
+        call: &'a Call,
+    ) -> BoxFuture<'a, Result<Option<(Self::Held, Option<Instant>)>>>;
 
-    fn deref(&self) -> &SqliteConnection {
-        self.lent.connection()
-    }
-}
-
-impl DerefMut for SqliteTx {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        self.lent.connection_mut()
-    }
-}
-
-impl Unit for SqliteTx {
-    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async move {
-            self.lent.commit().await.map_err(|e| match e {
-                StoreError::Refused(_) => Error::from(e).permanent(),
-                _ => Error::from(e).uncounted(),
-            })
-        })
-    }
+    /// Publishes an event if the transaction commits.
+    fn publish(held: &mut Self::Held, event: Event) -> BoxFuture<'_, Result<Option<Receipt>>>;
 }
 
 impl<DB: TxDatabase> Deref for Tx<DB> {
@@ -119,56 +107,32 @@ impl<DB: TxDatabase> std::fmt::Debug for Tx<DB> {
     }
 }
 
-impl Tx<Sqlite> {
-    /// Publishes an event to the log of this file, if the transaction commits. Its source is the consumer's name unless it
-    /// names one; it must name its topic.
-    pub async fn publish(&mut self, event: Event) -> Result<Receipt> {
+impl<DB: TxDatabase> Tx<DB> {
+    /// Publishes an event if the transaction commits. Its source is the consumer's name unless it names one; it must name
+    /// its topic. The answer is where it stands, if the database is the log itself; else a relay publishes it later.
+    pub async fn publish(&mut self, event: Event) -> Result<Option<Receipt>> {
         match &mut self.held {
-            Some(SqliteTx { lent, outbox }) => outbox.publish(lent.connection_mut(), event).await,
+            Some(held) => DB::publish(held, event).await,
             None => unreachable!("it is taken only when this is dropped"),
         }
     }
 }
 
-impl<S: Sync> FromCall<S> for Tx<Sqlite> {
+impl<S: Sync, DB: TxDatabase> FromCall<S> for Tx<DB> {
     fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
         let store: &dyn Any = wiring.store;
-        let text = "`Tx<Sqlite>` needs a store in an SQLite file: give the consumer one with `.store(SqliteStore::new(&file))`";
-        store.is::<SqliteStore>().then_some(()).ok_or_else(|| WiringError::new(text))
+        DB::is_in(store).then_some(()).ok_or_else(|| WiringError::new(DB::LACKS))
     }
 
     async fn from_call(call: &Call, _: &S) -> Result<Self, Rejection> {
-        let store = call.origin().store.as_ref().and_then(|store| store.downcast_ref::<SqliteStore>());
-        let Some(store) = store else {
-            let text = "there is no store in an SQLite file: serve this router with `.store(SqliteStore::new(&file))`";
-            return Err(Rejection::Failed(Error::msg(text).permanent()));
+        let Some(store) = call.origin().store.as_deref().filter(|store| DB::is_in(*store)) else {
+            return Err(Rejection::Failed(Error::msg(DB::LACKS).permanent()));
         };
-        let file = store.home();
         let loan = call.scope().lend()?;
-        let entry = Entry::new(call, file.clock().now());
-        let lent = match lend(file, entry, call.deadline()).await.map_err(|e| Error::from(e).uncounted())? {
-            super::writer::Loan::Lent(lent) => lent,
-            super::writer::Loan::Duplicate => return Err(Rejection::Duplicate),
-        };
-        lent.held_here();
-        loan.ends(lent.until);
-        let outbox = Outbox::new(call.origin().consumer.clone(), file);
-        Ok(Self { held: Some(SqliteTx { lent, outbox }), loan: Some(loan) })
+        let Some((held, until)) = DB::lend(store, call).await? else { return Err(Rejection::Duplicate) };
+        if let Some(until) = until {
+            loan.ends(until);
+        }
+        Ok(Self { held: Some(held), loan: Some(loan) })
     }
-}
-
-/// Waits for the connection, for half of the attempt's time at the most: that others are slow spends no attempt.
-async fn lend(
-    file: &SqliteFile,
-    entry: Entry,
-    deadline: Option<Instant>,
-) -> std::result::Result<super::writer::Loan, StoreError> {
-    let Some(deadline) = deadline else { return file.lend(entry).await };
-    let wait = deadline.saturating_duration_since(Instant::now()) / 2;
-    let busy = |_| {
-        let text =
-            format!("the file's one writing connection was not free for {wait:?}: other handlers or writes take it");
-        Err(StoreError::Unavailable(text.into()))
-    };
-    tokio::time::timeout(wait, file.lend(entry)).await.unwrap_or_else(busy)
 }
