@@ -31,8 +31,10 @@ pub fn install() -> Result<()> {
     let packages: Vec<_> = missing.iter().map(|k| k.package()).collect();
     let debian = here.find("apt-get", &[]).is_some();
     if !debian || !rustix::process::geteuid().is_root() {
-        let how = if debian { "as root: `apt-get install --no-install-recommends" } else { "in Debian's words: `" };
-        bail!("{names} must be installed first, {how} {}`", packages.join(" "));
+        let packages = packages.join(" ");
+        let how =
+            if debian { "as root: apt-get install --no-install-recommends" } else { "by hand; Debian's packages are" };
+        bail!("{names} must be installed first, {how} {packages}");
     }
     println!("{names}: not there yet; installing {}", packages.join(", "));
     let _quiet = Quiet::begin()?;

@@ -1,4 +1,4 @@
-//! Real database servers for tests: PostgreSQL, MariaDB and `PgBouncer`, on a free port of 127.0.0.1.
+//! Real database servers for tests: PostgreSQL, MariaDB and PgBouncer, on a free port of 127.0.0.1.
 //!
 //! A test that needs only a database of its own takes one from the server that all tests share; `cargo xtask test` and
 //! `cargo xtask servers` start it and name it in [`POSTGRES_VARIABLE`] and [`MARIADB_VARIABLE`]:

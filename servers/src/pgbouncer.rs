@@ -1,4 +1,4 @@
-//! `PgBouncer`, the pooler that many PostgreSQL servers stand behind.
+//! PgBouncer, the pooler that many PostgreSQL servers stand behind.
 
 use anyhow::Result;
 use rustix::process::Signal;
@@ -9,7 +9,7 @@ use crate::folder::RunFolder;
 use crate::programs::{Kind, Places};
 use crate::server::{Ends, Ready, Server};
 
-/// A `PgBouncer` in transaction mode before a PostgreSQL server: each transaction may run on another connection, so that nothing
+/// A PgBouncer in transaction mode before a PostgreSQL server: each transaction may run on another connection, so that nothing
 /// that belongs to a session holds. It ends when dropped.
 #[derive(Debug)]
 pub struct PgBouncer {

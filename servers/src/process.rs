@@ -87,7 +87,7 @@ fn keep(mut command: Command, tell: &Sender<std::io::Result<Pid>>, life: &Life) 
     life.ended.notify_all();
 }
 
-/// Runs a program to its end and answers what it printed, without white space around it; fails if it does, with what it said.
+/// Runs a program to its end and answers what it printed, without the last line's end; fails if it does, with what it said.
 pub(crate) fn read(command: &mut Command) -> Result<String> {
     let name = name(command);
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
@@ -95,7 +95,7 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
         let said = [output.stderr, output.stdout].concat();
         bail!("{name} ended with {}: {}", output.status, String::from_utf8_lossy(&said).trim());
     }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())
 }
 
 /// The name of the program that is meant: `setpriv` only stands before it.

@@ -1,13 +1,18 @@
 //! The servers for tests, tested: they are started, crashed, suspended and followed, and leave nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot prepare itself has failed")]
+
 mod mariadb;
 mod orphan;
 mod pgbouncer;
 mod postgres;
 mod shared;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// True if the process runs: neither gone, nor ended and not waited for.
 fn runs(pid: u32) -> bool {
@@ -29,11 +34,22 @@ fn children(pid: u32) -> Vec<u32> {
 
 /// Waits until something holds.
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(std::time::Instant::now() < deadline, "waited in vain: {what}");
         std::thread::yield_now();
     }
+}
+
+/// A suspended server takes a connection and says nothing to a greeting; when it goes on, it does.
+fn silent_until_resumed(port: u16, greeting: &[u8], resume: impl FnOnce()) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(greeting).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(stream.read(&mut [0]).is_err(), "a suspended server has answered");
+    resume();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 1);
 }
 
 /// A folder that a server's account can reach, and that is deleted in the end.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use aqueduct_servers::{MariaDb, Options};
 
-use crate::{Folder, runs};
+use crate::{Folder, runs, silent_until_resumed};
 
 fn start() -> MariaDb {
     MariaDb::start(Options::new()).unwrap()
@@ -18,7 +18,7 @@ fn it_starts_and_answers_with_the_settings_of_the_test_and_the_usual_ones() {
     let settings =
         "SELECT @@innodb_lock_wait_timeout, @@innodb_flush_log_at_trx_commit, @@max_connections, @@bind_address";
     assert_eq!(server.query("mysql", settings).unwrap(), "3\t1\t300\t127.0.0.1");
-    assert_eq!(server.query("mysql", "SELECT @@socket, @@collation_server, user()").unwrap().split('\t').count(), 3);
+    assert_eq!(server.query("mysql", "SELECT @@socket, @@collation_server").unwrap(), "\tutf8mb4_general_ci");
     assert_eq!(server.query("mysql", "SELECT 'a' = 'A'").unwrap(), "1", "case makes no difference");
     assert!(server.log_tail(50).contains("ready for connections"));
     assert!(server.query("mysql", "SELECT nothing").unwrap_err().to_string().contains("nothing"));
@@ -44,8 +44,7 @@ fn a_committed_row_outlives_a_crash_and_port_and_data_stay() {
 fn while_suspended_it_answers_nothing_and_afterwards_everything() {
     let server = start();
     server.suspend().unwrap();
-    assert!(server.query("mysql", "SELECT 1").is_err());
-    server.resume().unwrap();
+    silent_until_resumed(server.port(), b"", || server.resume().unwrap());
     assert_eq!(server.query("mysql", "SELECT 2").unwrap(), "2");
 }
 

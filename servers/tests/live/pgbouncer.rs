@@ -1,4 +1,4 @@
-//! `PgBouncer` before PostgreSQL.
+//! PgBouncer before PostgreSQL.
 
 use aqueduct_servers::{Options, PgBouncer, Postgres};
 

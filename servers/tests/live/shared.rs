@@ -1,6 +1,6 @@
 //! Databases on the servers that all tests share.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use aqueduct_servers::{
     MARIADB_VARIABLE, MariaDb, Options, POSTGRES_VARIABLE, Postgres, mariadb_database, postgres_database,
@@ -61,7 +61,7 @@ fn hold_a_connection(database: &aqueduct_servers::Database) {
         mariadb.args([name, "-paqueduct", "-e", "LOCK TABLE a WRITE; SELECT sleep(600)"]);
         mariadb
     };
-    let mut child = client.spawn().unwrap();
+    let mut child = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let asks = if url.starts_with("postgres") {
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep'"
     } else {
