@@ -12,7 +12,7 @@ use crate::account::Account;
 use crate::process::read;
 
 /// Changes with how fresh data is made.
-const EDITION: u32 = 1;
+const EDITION: u32 = 2;
 
 /// The folder of a running server. It is deleted when dropped, or, if its process died, when another one is made.
 #[derive(Debug)]

@@ -36,8 +36,9 @@ const SETTINGS: [(&str, &str); 10] = [
 /// Small, since it is copied for each server.
 const LOG_SIZE: &str = "16M";
 
-/// The user with all rights, and nobody without a name: such a user would be preferred to it for connections from this machine.
-const RIGHTS: &str = "FLUSH PRIVILEGES;
+/// A database that is not the server's own, and the user with all rights, and nobody without a name: such a user would be preferred to it for connections from this machine.
+const RIGHTS: &str = "CREATE DATABASE aqueduct;
+FLUSH PRIVILEGES;
 DELETE FROM mysql.global_priv WHERE User = '';
 FLUSH PRIVILEGES;
 CREATE USER 'aqueduct'@'%' IDENTIFIED BY 'aqueduct';
@@ -84,7 +85,7 @@ impl MariaDb {
         Ok(Self { server, data })
     }
 
-    /// The address of a database on it, for a user with all rights. There always is `mysql`.
+    /// The address of a database on it, for a user with all rights. There always is `aqueduct`.
     pub fn url(&self, database: &str) -> String {
         self.address(database).url()
     }
@@ -102,7 +103,7 @@ impl MariaDb {
 
     /// A fresh database on it, which is dropped with the guard.
     pub fn database(&self) -> Result<Database> {
-        Database::create(Client::MariaDb, self.address("mysql"))
+        Database::create(Client::MariaDb, self.address("aqueduct"))
     }
 
     /// Runs SQL in a database; the answer is one line a row, its fields between tabs.

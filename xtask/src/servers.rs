@@ -25,7 +25,7 @@ impl Servers {
         let mariadb = wanted(MARIADB_VARIABLE).then(|| MariaDb::start(Options::new())).transpose()?;
         let urls = [
             (POSTGRES_VARIABLE, postgres.as_ref().map(|s| s.url("postgres"))),
-            (MARIADB_VARIABLE, mariadb.as_ref().map(|s| s.url("mysql"))),
+            (MARIADB_VARIABLE, mariadb.as_ref().map(|s| s.url("aqueduct"))),
         ];
         let env = urls.into_iter().filter_map(|(variable, url)| Some((variable, url?))).collect();
         Ok(Self { env, _postgres: postgres, _mariadb: mariadb })
@@ -65,5 +65,6 @@ fn names_servers(path: &Path) -> bool {
     if path.is_dir() {
         return std::fs::read_dir(path).into_iter().flatten().flatten().any(|entry| names_servers(&entry.path()));
     }
-    std::fs::read_to_string(path).is_ok_and(|text| text.contains("aqueduct_servers"))
+    let names = ["aqueduct_servers", POSTGRES_VARIABLE, MARIADB_VARIABLE];
+    std::fs::read_to_string(path).is_ok_and(|text| names.iter().any(|name| text.contains(name)))
 }

@@ -17,11 +17,11 @@ fn it_starts_and_answers_with_the_settings_of_the_test_and_the_usual_ones() {
     println!("MariaDB started in {:?}", begin.elapsed());
     let settings =
         "SELECT @@innodb_lock_wait_timeout, @@innodb_flush_log_at_trx_commit, @@max_connections, @@bind_address";
-    assert_eq!(server.query("mysql", settings).unwrap(), "3\t1\t300\t127.0.0.1");
-    assert_eq!(server.query("mysql", "SELECT @@socket, @@collation_server").unwrap(), "\tutf8mb4_general_ci");
-    assert_eq!(server.query("mysql", "SELECT 'a' = 'A'").unwrap(), "1", "case makes no difference");
+    assert_eq!(server.query("aqueduct", settings).unwrap(), "3\t1\t300\t127.0.0.1");
+    assert_eq!(server.query("aqueduct", "SELECT @@socket, @@collation_server").unwrap(), "\tutf8mb4_general_ci");
+    assert_eq!(server.query("aqueduct", "SELECT 'a' = 'A'").unwrap(), "1", "case makes no difference");
     assert!(server.log_tail(50).contains("ready for connections"));
-    assert!(server.query("mysql", "SELECT nothing").unwrap_err().to_string().contains("nothing"));
+    assert!(server.query("aqueduct", "SELECT nothing").unwrap_err().to_string().contains("nothing"));
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn while_suspended_it_answers_nothing_and_afterwards_everything() {
     let server = start();
     server.suspend().unwrap();
     silent_until_resumed(server.port(), b"", || server.resume().unwrap());
-    assert_eq!(server.query("mysql", "SELECT 2").unwrap(), "2");
+    assert_eq!(server.query("aqueduct", "SELECT 2").unwrap(), "2");
 }
 
 #[test]
@@ -55,8 +55,8 @@ fn two_at_the_same_time_have_their_own_ports_and_data_and_leave_no_process_behin
         (one.join().unwrap(), two.join().unwrap())
     });
     let database = one.database().unwrap();
-    assert!(one.query("mysql", "SHOW DATABASES").unwrap().contains(database.name()));
-    assert!(!two.query("mysql", "SHOW DATABASES").unwrap().contains(database.name()));
+    assert!(one.query("aqueduct", "SHOW DATABASES").unwrap().contains(database.name()));
+    assert!(!two.query("aqueduct", "SHOW DATABASES").unwrap().contains(database.name()));
     drop(database);
     let (pids, folder) = ([one.pid().unwrap(), two.pid().unwrap()], one.data().to_owned());
     two.suspend().unwrap();
@@ -69,7 +69,7 @@ fn data_in_a_folder_of_the_test_stays_and_is_used_again() {
     let folder = Folder::new("mariadb");
     let options = Options::new().folder(folder.path());
     let server = MariaDb::start(options.clone()).unwrap();
-    server.query("mysql", "CREATE DATABASE x; CREATE TABLE x.a AS SELECT 7 AS b").unwrap();
+    server.query("aqueduct", "CREATE DATABASE x; CREATE TABLE x.a AS SELECT 7 AS b").unwrap();
     server.stop().unwrap();
     drop(server);
     let server = MariaDb::start(options).unwrap();

@@ -18,11 +18,11 @@ fn inner(name: &str) -> Command {
 fn each_test_has_a_database_of_its_own_which_goes_with_its_connections() {
     let postgres = Postgres::start(Options::new()).unwrap();
     let mariadb = MariaDb::start(Options::new()).unwrap();
-    let before = (names(&postgres), mariadb.query("mysql", "SHOW DATABASES").unwrap());
+    let before = (names(&postgres), mariadb.query("aqueduct", "SHOW DATABASES").unwrap());
     let mut run = inner("shared::in_a_process_that_is_told_of_the_servers");
-    run.env(POSTGRES_VARIABLE, postgres.url("postgres")).env(MARIADB_VARIABLE, mariadb.url("mysql"));
+    run.env(POSTGRES_VARIABLE, postgres.url("postgres")).env(MARIADB_VARIABLE, mariadb.url("aqueduct"));
     assert!(run.status().unwrap().success());
-    assert_eq!((names(&postgres), mariadb.query("mysql", "SHOW DATABASES").unwrap()), before);
+    assert_eq!((names(&postgres), mariadb.query("aqueduct", "SHOW DATABASES").unwrap()), before);
 }
 
 fn names(postgres: &Postgres) -> String {
