@@ -40,7 +40,8 @@ fn sources(folder: &str) -> Vec<Source> {
 }
 
 /// Everything that is written by hand.
-const ALL: [&str; 5] = [LIBRARY, "aqueduct/tests", "aqueduct/benches", "aqueduct/examples", "xtask/src"];
+const ALL: [&str; 7] =
+    [LIBRARY, "aqueduct/tests", "aqueduct/benches", "aqueduct/examples", "servers/src", "servers/tests", "xtask/src"];
 
 /// What a rule finds in folders of the workspace.
 fn found(folders: &[&str], rule: impl Fn(&[Source]) -> Vec<Finding>) -> Vec<Finding> {

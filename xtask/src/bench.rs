@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, rust_files, show};
+use crate::servers::Servers;
 
 /// The packages that have benchmarks, and the features that these ask for.
 const PACKAGES: [(&str, &str); 2] = [("aqueduct", "sqlite,testing"), ("aqueduct-cli", "")];
@@ -18,7 +19,10 @@ pub(crate) fn run(name: Option<&str>) -> Result<()> {
         bail!("there is no benchmark {unknown:?}; there are: {}", names.join(", "));
     }
     for (package, features, bench) in known.iter().filter(|(.., k)| name.is_none_or(|n| n == k)) {
-        show(&mut cargo(&["bench", "--quiet", "--package", package, "--features", features, "--bench", bench]))?;
+        let sources = [format!("{package}/benches/{bench}.rs"), format!("{package}/benches/{bench}")];
+        let servers = Servers::for_sources(&sources.each_ref().map(String::as_str))?;
+        let mut run = cargo(&["bench", "--quiet", "--package", package, "--features", features, "--bench", bench]);
+        show(run.envs(servers.iter().flat_map(Servers::env)))?;
     }
     Ok(())
 }

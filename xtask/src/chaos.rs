@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::run::{cargo, show};
+use crate::servers::Servers;
 use crate::sim;
 
 /// Runs fresh seeds of the simulator for some seconds, then kills processes so many times, and the program with programs as
@@ -19,7 +20,8 @@ fn processes(seconds: u64, rounds: u64) -> Result<()> {
     let mut command = cargo(&test);
     command.args(["--", "--nocapture", "--test-threads", "1"]);
     command.env("AQUEDUCT_CHAOS_SECONDS", seconds.to_string()).env("AQUEDUCT_CHAOS_ROUNDS", rounds.to_string());
-    show(&mut command)
+    let servers = Servers::for_sources(&["aqueduct/tests/sqlite"])?;
+    show(command.envs(servers.iter().flat_map(Servers::env)))
 }
 
 /// The tests that kill `aqueduct consume --exec`.

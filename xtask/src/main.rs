@@ -5,6 +5,7 @@ mod chaos;
 mod deny;
 mod promise;
 mod run;
+mod servers;
 mod sim;
 mod steps;
 mod toolchain;
@@ -56,7 +57,7 @@ enum Command {
         /// Only this one.
         name: Option<String>,
     },
-    /// Starts the servers that tests need, for work by hand.
+    /// Starts the database servers that tests share, for work by hand, until Ctrl-C; installs what is missing.
     Servers,
 }
 
@@ -80,12 +81,6 @@ fn run(command: Command) -> Result<()> {
         Command::Sim { seeds, from } => sim::seeds(from, seeds),
         Command::Chaos { seconds, rounds } => chaos::run(seconds, rounds),
         Command::Bench { name } => bench::run(name.as_deref()),
-        Command::Servers => {
-            println!(
-                "Nothing to start: the brokers and stores that exist so far run inside the process.\n\
-                 JetStream, Kafka, PostgreSQL, MySQL and Cassandra servers will be started here when their adapters come."
-            );
-            Ok(())
-        }
+        Command::Servers => servers::run(),
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, rust_files, show};
+use crate::servers::{self, Servers};
 use crate::{deny, promise, sim, toolchain};
 
 struct Step {
@@ -32,17 +33,14 @@ const STEPS: &[Step] = &[
         what: "5,000 more fixed seeds, some 20 s (simulator only: no broker needs a server yet)",
         run: || sim::more_fixed(5_000),
     },
+    Step { name: "servers", what: "database servers found or installed", run: servers::install },
     Step { name: "examples", what: "the course runs to its end", run: examples },
     Step {
         name: "build",
         what: "all tests compile",
         run: || show(&mut cargo(&["test", "--workspace", "--all-features", "--no-run"])),
     },
-    Step {
-        name: "test",
-        what: "all tests and doc tests",
-        run: || show(&mut cargo(&["test", "--workspace", "--all-features"])),
-    },
+    Step { name: "test", what: "all tests and doc tests, with database servers", run: test },
 ];
 
 /// Prints the steps.
@@ -104,6 +102,11 @@ fn clippy() -> Result<()> {
 fn doc() -> Result<()> {
     let mut doc: Command = cargo(&["doc", "--workspace", "--no-deps", "--all-features"]);
     show(doc.env("RUSTDOCFLAGS", "--deny warnings"))
+}
+
+fn test() -> Result<()> {
+    let servers = Servers::start()?;
+    show(cargo(&["test", "--workspace", "--all-features"]).envs(servers.env()))
 }
 
 /// Each example, with the features that some of them ask for.
