@@ -1,5 +1,9 @@
 -- Aqueduct, schema version 2: the outbox with its relay, leases, and floors of transactional handlers.
 
+-- Which file this is, so that one that was made anew is told from it.
+create table aq_file (identity text not null);
+insert into aq_file (identity) values (lower(hex(randomblob(16))));
+
 -- Events that the relay publishes. A row of the library carries its event whole in `content`; a row of a program in another
 -- language leaves `content` null and fills in the columns beside it. The order of `id` is the order of publishing in a key.
 create table aq_outbox (

@@ -175,6 +175,13 @@ pub trait Membership: Send + Sync + 'static {
     /// anyone, under an epoch above `above`.
     fn release<'a>(&'a self, partition: &'a Partition, above: Option<Epoch>) -> BoxFuture<'a, Result<(), BrokerError>>;
 
+    /// Which stream a partition is of, so that one that was made anew is told from the one before, whose positions began
+    /// anew with it. Defaults to none: it cannot be told.
+    fn stream(&self, partition: &Partition) -> Option<Text> {
+        let _ = partition;
+        None
+    }
+
     /// Renews leases for as long as it is polled. The engine runs it in a task of its own. Defaults to never ending.
     fn heartbeat(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())

@@ -12,10 +12,11 @@ use super::mailbox::Note;
 use super::owned::Stage;
 use super::planted::Planted;
 use super::settle::{Case, End, Step, settle};
+use super::stores::{self, NotSettled};
 use super::writer::After;
 use crate::broker::{Ownership, Settle};
 use crate::clock::later;
-use crate::error::{BrokerError, Fault};
+use crate::error::{BrokerError, Fault, StoreError};
 use crate::policy::Policy;
 use crate::router::Unknown;
 use crate::store::{HISTORY_MAX, Hold, Next, Op, RowRef, RowState};
@@ -208,7 +209,8 @@ impl Core {
     fn bury(&mut self, slot: u32, lane: LaneRef, row: crate::store::Row) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         owned.burying.insert(row.place.position);
-        let (store, mailbox, partition) = (Arc::clone(&self.store), Arc::clone(&self.mailbox), owned.partition.clone());
+        let (store, mailbox, partition) =
+            (Arc::clone(&self.stores.rows), Arc::clone(&self.mailbox), owned.partition.clone());
         let (consumer, clock, errors) =
             (self.settings.name.clone(), self.clock.clone(), self.metrics.store_errors.clone());
         self.errands.push(self.tasks.spawn(async move {
@@ -358,16 +360,18 @@ impl Core {
         }
         let settles = Arc::new(settles);
         let (membership, mailbox) = (Arc::clone(&self.membership), Arc::clone(&self.mailbox));
-        let (partition, told) = (owned.partition.clone(), Arc::clone(&settles));
+        let (claim, told) = (owned.claim.clone(), Arc::clone(&settles));
+        // Store first, broker last.
+        let store = self.has_store.then(|| Arc::clone(&self.stores.transactions));
         let task = self.tasks.spawn(async move {
-            let result = membership.settle(&partition, &told).await;
+            let result = stores::settle(store, &*membership, &claim, &told).await;
             mailbox.push(Note::Settled { slot, result });
         });
         settling.in_flight = Some((task, settles));
     }
 
     /// The broker has answered.
-    pub(super) fn settled(&mut self, slot: u32, result: Result<(), BrokerError>) {
+    pub(super) fn settled(&mut self, slot: u32, result: Result<(), NotSettled>) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         let Some((_, settles)) = owned.settling.in_flight.take() else { return };
         owned.settling.failed = result.is_err();
@@ -387,10 +391,22 @@ impl Core {
             }
             // Not released: an owner may own it again by the time that the broker hears of it. A competitor asks for it
             // again by that.
-            Err(BrokerError::Lost { .. }) if self.ownership != Ownership::Competing => self.drop_partition(slot),
-            Err(BrokerError::Lost { .. }) => self.give_up_partition(slot, None),
+            Err(NotSettled::Broker(BrokerError::Lost { .. })) if self.ownership != Ownership::Competing => {
+                self.drop_partition(slot);
+            }
+            Err(NotSettled::Broker(BrokerError::Lost { .. })) => self.give_up_partition(slot, None),
+            Err(NotSettled::Store(StoreError::Fenced { held, .. })) => self.give_up_partition(slot, Some(held)),
+            Err(NotSettled::Store(error @ StoreError::Refused(_))) => {
+                tracing::error!(partition = %owned.partition, %error, "the partition is given up, and taken over anew");
+                self.health.failing(&owned.partition, &error);
+                self.give_up_partition(slot, None);
+            }
             Err(error) => {
-                self.metrics.broker_errors.increment(1);
+                if matches!(error, NotSettled::Broker(_)) {
+                    self.metrics.broker_errors.increment(1);
+                } else {
+                    self.metrics.store_errors.increment(1);
+                }
                 tracing::warn!(partition = %owned.partition, %error, "the broker was not told what is settled; it is told again");
                 self.health.failing(&owned.partition, &error);
                 let again: Vec<Settle> = settles.iter().filter(|s| !matches!(s, Settle::Floor(_))).copied().collect();

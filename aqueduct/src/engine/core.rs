@@ -18,6 +18,7 @@ use super::scheduler::Scheduler;
 use super::serve::{ServeError, Settings};
 use super::settle::End;
 use super::stop::Stop;
+use super::stores::Stores;
 use super::tasks::Tasks;
 use crate::broker::{Arrival, Membership, Ownership, Room};
 use crate::call::{Attempt, Call};
@@ -25,7 +26,7 @@ use crate::clock::{Clock, later};
 use crate::error::{BrokerError, Fault};
 use crate::outcome::BoxFuture;
 use crate::policy::defaults;
-use crate::store::{Content, Failure, Store};
+use crate::store::{Content, Failure};
 use crate::telemetry::ConsumerMetrics;
 use crate::topic::{Epoch, Partition, Text};
 
@@ -37,7 +38,7 @@ pub(crate) struct Core {
     /// There is a store that is as durable as the broker.
     pub(super) has_store: bool,
     pub(super) membership: Arc<dyn Membership>,
-    pub(super) store: Arc<dyn Store>,
+    pub(super) stores: Stores,
     pub(super) tasks: Tasks,
     pub(super) workers: Arc<Workers>,
     pub(super) mailbox: Arc<Mailbox>,
@@ -92,7 +93,7 @@ struct Fetch {
 
 impl Core {
     pub(super) fn new(settings: Settings, parts: Parts) -> Self {
-        let Parts { membership, store, workers, mailbox, tasks, health, metrics, ownership, has_store } = parts;
+        let Parts { membership, stores, workers, mailbox, tasks, health, metrics, ownership, has_store } = parts;
         let mut background = workers.start();
         let beating = Arc::clone(&membership);
         background.push(tasks.spawn(async move { beating.heartbeat().await }));
@@ -128,7 +129,7 @@ impl Core {
             ownership,
             has_store,
             membership,
-            store,
+            stores,
             tasks,
             workers,
             mailbox,
@@ -490,7 +491,7 @@ impl Core {
 /// What a core is made of.
 pub(super) struct Parts {
     pub(super) membership: Arc<dyn Membership>,
-    pub(super) store: Arc<dyn Store>,
+    pub(super) stores: Stores,
     pub(super) workers: Arc<Workers>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) tasks: Tasks,

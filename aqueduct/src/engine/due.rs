@@ -42,7 +42,7 @@ impl Core {
         // must not crowd others out.
         let inserted = if self.ownership == Ownership::AckEach { owned.writer.events() } else { 0 };
         let limit = room + owned.due.busy.len() + owned.due.commands.len() + inserted;
-        let (store, claim, mailbox) = (Arc::clone(&self.store), owned.claim.clone(), Arc::clone(&self.mailbox));
+        let (store, claim, mailbox) = (Arc::clone(&self.stores.rows), owned.claim.clone(), Arc::clone(&self.mailbox));
         owned.due.asking = Some(self.tasks.spawn(async move {
             let result = store.due(&claim, wall, limit).await;
             mailbox.push(Note::Due { slot, result });

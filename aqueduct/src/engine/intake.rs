@@ -10,6 +10,7 @@ use super::ledger::{Ledger, Seated};
 use super::mailbox::Note;
 use super::owned::{DueState, FinishedRows, Owned, ParkedKeys, Returned, Settling, Stage};
 use super::planted::Planted;
+use super::stores::Taken;
 use super::writer::{After, Writer};
 use crate::broker::{Arrival, Delivery, Lease, Ownership, Settle};
 use crate::call::Origin;
@@ -19,7 +20,7 @@ use crate::format::{Decoded, FormatErrorKind};
 use crate::message::Message;
 use crate::policy::defaults;
 use crate::router::Found;
-use crate::store::{Claim, Content, Late, Op, Row, RowState, TakeOver};
+use crate::store::{Claim, Content, Late, Op, Row, RowState, Standing};
 use crate::topic::{Epoch, LaneId, Partition, Place, Position, Text};
 
 /// When a delivery comes again that was given back because others of its key must come first.
@@ -71,7 +72,8 @@ impl Core {
         }
         self.releases.remove(&partition);
         let consumer = self.settings.name.clone();
-        let origin = Origin::new(consumer.clone(), partition.clone(), epoch, lease).with_store(self.store.clone());
+        let origin =
+            Origin::new(consumer.clone(), partition.clone(), epoch, lease).with_store(self.stores.transactions.clone());
         let loads = self.has_store && self.ownership != Ownership::Competing;
         let slot = self.new_slot(Owned {
             claim: Claim { consumer, partition: partition.clone(), epoch },
@@ -102,19 +104,21 @@ impl Core {
     /// Raises the fence, then loads the parked keys; only then is anything fetched.
     pub(super) fn take_over(&mut self, slot: u32) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
-        let (store, claim, mailbox) = (Arc::clone(&self.store), owned.claim.clone(), Arc::clone(&self.mailbox));
-        let floor = owned.ledger.floor();
+        let (stores, claim, mailbox) = (self.stores.clone(), owned.claim.clone(), Arc::clone(&self.mailbox));
+        let at = Standing::new(self.membership.stream(&claim.partition), owned.ledger.floor());
+        let compares = self.ownership == Ownership::Floor;
         owned.due.asking = Some(self.tasks.spawn(async move {
-            let result = store.take_over(&claim, floor).await;
+            let result = stores.take_over(&claim, &at, compares).await;
             mailbox.push(Note::TakenOver { slot, result });
         }));
     }
 
-    pub(super) fn taken_over(&mut self, slot: u32, result: Result<TakeOver, StoreError>) {
+    pub(super) fn taken_over(&mut self, slot: u32, result: Result<Taken, StoreError>) {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         owned.due.asking = None;
         match result {
-            Ok(loaded) => {
+            Ok(Taken { loaded, settled }) => {
+                owned.ledger.begin_above(settled);
                 for lane in loaded.lanes {
                     if lane.holds || lane.mark.is_some() {
                         owned.parked.close(lane.lane, lane.holds, lane.mark);
@@ -125,6 +129,9 @@ impl Core {
                     owned.stage = Stage::Open;
                 }
                 self.health.well(&owned.partition);
+                if settled > owned.settling.told_floor {
+                    self.settle_soon(slot);
+                }
                 self.update_paused();
                 self.soon();
             }

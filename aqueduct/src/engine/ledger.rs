@@ -49,6 +49,11 @@ impl Ledger {
         Self { seats: VecDeque::new(), floor, owned }
     }
 
+    /// Everything up to here was settled, as the store knows; before anything has arrived.
+    pub(crate) fn begin_above(&mut self, settled: Option<Position>) {
+        self.floor = self.floor.max(settled);
+    }
+
     /// Takes a delivery in hand.
     pub(crate) fn arrive(&mut self, ticket: Ticket) -> Seated {
         if self.owned && self.floor.is_some_and(|floor| ticket.position <= floor) {

@@ -9,8 +9,9 @@ use tokio::task::AbortHandle;
 use super::attempt::Ending;
 use super::lanes::LaneRef;
 use super::runs::RunId;
-use crate::error::{BrokerError, StoreError};
-use crate::store::{Applied, Due, TakeOver};
+use super::stores::{NotSettled, Taken};
+use crate::error::StoreError;
+use crate::store::{Applied, Due};
 
 /// What a task tells the loop.
 #[derive(Debug)]
@@ -20,13 +21,13 @@ pub(crate) enum Note {
     /// An attempt was still pending after its first poll, and has a task of its own now.
     Spawned { run: RunId, task: AbortOnDrop },
     /// A partition's fence is raised and its lanes are known.
-    TakenOver { slot: u32, result: Result<TakeOver, StoreError> },
+    TakenOver { slot: u32, result: Result<Taken, StoreError> },
     /// The store has answered the writes in flight.
     Applied { slot: u32, result: Result<Vec<Applied>, StoreError> },
     /// The store has said what is due.
     Due { slot: u32, result: Result<Due, StoreError> },
     /// The broker has answered the settles in flight.
-    Settled { slot: u32, result: Result<(), BrokerError> },
+    Settled { slot: u32, result: Result<(), NotSettled> },
     /// The store has taken the dead letter of a competing consumer.
     Buried { slot: u32, lane: LaneRef },
     /// The broker has been told that a partition is given up.

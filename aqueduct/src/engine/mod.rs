@@ -25,6 +25,7 @@ mod scheduler;
 mod serve;
 mod settle;
 mod stop;
+mod stores;
 mod tasks;
 mod writer;
 

@@ -11,6 +11,7 @@ use super::health::Health;
 use super::mailbox::Mailbox;
 #[cfg(test)]
 use super::planted::Planted;
+use super::stores::Stores;
 use super::tasks::Tasks;
 use crate::broker::{Broker, Membership, Start, Subscription};
 use crate::clock::Clock;
@@ -41,6 +42,8 @@ use crate::topic::{Text, Topic};
 pub struct Consumer {
     broker: Arc<dyn Broker>,
     store: Arc<dyn Store>,
+    /// Where the transactions of handlers are, if not in the store.
+    transactions: Option<Arc<dyn Store>>,
     topics: Vec<Topic>,
     start: Start,
     default_format: bool,
@@ -82,6 +85,7 @@ impl Consumer {
         Self {
             broker: Arc::new(broker),
             store: Arc::new(MemoryStore::new()),
+            transactions: None,
             topics: Vec::new(),
             start: Start::default(),
             default_format: true,
@@ -117,6 +121,14 @@ impl Consumer {
     /// failing events wait at the broker.
     pub fn store(mut self, store: impl Store) -> Self {
         self.store = Arc::new(store);
+        self
+    }
+
+    /// Where the transactions of handlers are that ask for [`Tx`](crate::Tx), if not in the store: their inbox, their fences and
+    /// their outbox. Defaults to the store.
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+    pub fn transactions(mut self, database: impl Store) -> Self {
+        self.transactions = Some(Arc::new(database));
         self
     }
 
@@ -280,7 +292,11 @@ impl Serve {
         consumer.check(at)?;
         let abilities = consumer.broker.abilities();
         let store_abilities = consumer.store.abilities();
-        let app = Arc::new(router.into_app(&*consumer.store, abilities).map_err(|e| e.at(at))?);
+        let app = Arc::new(
+            router
+                .into_app(&**consumer.transactions.as_ref().unwrap_or(&consumer.store), abilities)
+                .map_err(|e| e.at(at))?,
+        );
         consumer.check_types(&app, at)?;
         let has_store = store_abilities.durable || !abilities.durable;
         if !has_store {
@@ -365,9 +381,11 @@ impl Consumer {
         let mailbox = Arc::new(Mailbox::default());
         let workers = Workers::new(app, Arc::clone(&mailbox), self.settings.clock.clone(), tasks.clone());
         let ownership = self.broker.abilities().ownership;
+        let transactions = self.transactions.unwrap_or_else(|| Arc::clone(&self.store));
+        let stores = Stores { rows: self.store, transactions };
         Core::new(
             self.settings,
-            Parts { membership, store: self.store, workers, mailbox, tasks, health, metrics, ownership, has_store },
+            Parts { membership, stores, workers, mailbox, tasks, health, metrics, ownership, has_store },
         )
     }
 }

@@ -151,7 +151,7 @@ impl Core {
         }
         owned.writer.retry_at = None;
         let Some(ops) = owned.writer.take_batch() else { return };
-        let (store, claim, mailbox) = (Arc::clone(&self.store), owned.claim.clone(), Arc::clone(&self.mailbox));
+        let (store, claim, mailbox) = (Arc::clone(&self.stores.rows), owned.claim.clone(), Arc::clone(&self.mailbox));
         let task = self.tasks.spawn(async move {
             let result = store.apply(&claim, &ops).await;
             mailbox.push(Note::Applied { slot, result });

@@ -36,6 +36,23 @@ pub trait Store: Any + Send + Sync {
         floor: Option<Position>,
     ) -> BoxFuture<'a, Result<TakeOver, StoreError>>;
 
+    /// Compares where the broker has a partition with where this store has it, once after [`take_over`](Self::take_over),
+    /// and answers up to where it is settled for ever: what is delivered at or below that is skipped.
+    ///
+    /// Refused, with the command to go on, if the store is behind the broker, for then it has lost what it had confirmed; or
+    /// if the stream is another one. Defaults to knowing nothing.
+    fn resume<'a>(&'a self, claim: &'a Claim, at: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
+        let _ = (claim, at);
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Remembers up to where a partition is settled, before the broker is told, and answers when that is durable; so the
+    /// store is never behind the broker unless it has lost something, which is refused. Defaults to doing nothing.
+    fn settled<'a>(&'a self, claim: &'a Claim, floor: Position) -> BoxFuture<'a, Result<(), StoreError>> {
+        let _ = (claim, floor);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Applies operations in order and answers each. Operations on one lane take effect together or not at all.
     ///
     /// An error may hide a success, so all of an `apply` can be repeated, before any other: the second time each operation
@@ -92,6 +109,23 @@ pub struct Claim {
     pub partition: Partition,
     /// The epoch under which it is owned.
     pub epoch: Epoch,
+}
+
+/// Where the broker has a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Standing {
+    /// Which stream it is: another one if it was made anew. None where the broker cannot tell.
+    pub stream: Option<Text>,
+    /// Up to where it is settled; none if nothing is.
+    pub floor: Option<Position>,
+}
+
+impl Standing {
+    /// A partition of this stream that is settled up to here.
+    pub fn new(stream: Option<Text>, floor: Option<Position>) -> Self {
+        Self { stream, floor }
+    }
 }
 
 /// What a new owner must know before it fetches.

@@ -152,6 +152,11 @@ impl Drop for SqliteMember {
 }
 
 impl Membership for SqliteMember {
+    fn stream(&self, partition: &Partition) -> Option<Text> {
+        let topic = self.inner.state.lock().parts.get(partition)?.topic;
+        Some(format!("{}/{topic}", self.inner.file.identity()).into())
+    }
+
     fn next<'a>(&'a self, room: Room<'a>) -> BoxFuture<'a, Result<Arrival, BrokerError>> {
         Box::pin(self.inner.arrival(room))
     }

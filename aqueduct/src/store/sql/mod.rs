@@ -30,6 +30,8 @@ mod rows;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_floors;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_outbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_tx;

@@ -13,13 +13,15 @@ use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
+use super::server_floors::Floors;
 use super::server_outbox::Written;
 use super::server_tx::{End, Ended, Limits};
-use super::store::{Home, SqlStore};
+use super::store::{Home, Settles, SqlStore};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
-use crate::topic::{Partition, Text};
+use crate::store::{Claim, Standing};
+use crate::topic::{Partition, Position, Text};
 
 /// Connections of the store, the relay and the leases; handlers have their own, so that they cannot take all of them.
 const OWN_CONNECTIONS: u32 = 6;
@@ -159,6 +161,7 @@ struct Shared<DB: Server> {
     shards: RwLock<BTreeMap<(Text, Partition), i64>>,
     /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
     behind_pooler: bool,
+    floors: Floors,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
     translated: RwLock<BTreeMap<(usize, usize), Arc<[Statement]>>>,
     /// Connections that handlers have given back in good order; the pool would ask each of them first.
@@ -261,6 +264,7 @@ impl<DB: Server> ServerOptions<DB> {
             isolation: self.isolation,
             behind_pooler: self.behind_pooler,
             shards: RwLock::default(),
+            floors: Floors::default(),
             translated: RwLock::default(),
             warm: Mutex::default(),
         }));
@@ -418,6 +422,10 @@ impl<DB: Server> ServerDatabase<DB> {
         }
     }
 
+    pub(super) fn floors(&self) -> &Floors {
+        &self.0.floors
+    }
+
     /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
     pub(super) fn give_back(&self, connection: PoolConnection<DB>) {
         self.0.warm.lock().push(connection);
@@ -565,6 +573,20 @@ impl<DB: Server> std::fmt::Debug for ServerOptions<DB> {
 }
 
 impl<DB: Server> Home for ServerDatabase<DB> {}
+
+impl<DB: Server> Settles for ServerDatabase<DB> {
+    fn resume<'a>(&'a self, claim: &'a Claim, at: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
+        Box::pin(self.resume(claim, at))
+    }
+
+    fn settled<'a>(&'a self, claim: &'a Claim, floor: Position) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.settled(claim, floor))
+    }
+
+    fn applied(&self, row: Option<[i64; 3]>) {
+        self.0.floors.row(row);
+    }
+}
 
 impl<DB: Server> SqlStore<ServerDatabase<DB>> {
     /// Connects to a database with the default options, and brings its tables to this version.

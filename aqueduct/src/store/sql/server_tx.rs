@@ -49,6 +49,7 @@ impl Limits {
 pub struct ServerTx<DB: Server> {
     database: ServerDatabase<DB>,
     origin: Arc<Origin>,
+    event: Arc<Event>,
     /// The fence of its partition.
     shard: i64,
     /// There until it is given back, with which it ends.
@@ -92,7 +93,10 @@ impl<DB: Server> Unit for ServerTx<DB> {
             let fence = database.one(DB::FENCE);
             let ended = DB::end(&mut *self, &fence, end).await.map_err(|e| why(&database, &e))?;
             match ended {
-                Ended::Committed => self.give_back(),
+                Ended::Committed => {
+                    database.floors().effect(&self.origin.consumer, &self.event.source, &self.event.id);
+                    self.give_back();
+                }
                 Ended::Replaced(held) => return Err(self.replaced(held)),
                 Ended::Before => return Err(Error::msg(ENDED).permanent()),
             }
@@ -189,9 +193,9 @@ impl<DB: Server> Lends for DB {
             let shard = shard.map_err(|e| Error::from(e).uncounted())?;
             let connection = database.begin_attempt(Limits::until(call.deadline())).await;
             let connection = connection.map_err(|e| Error::from(e).uncounted())?;
-            let origin = Arc::clone(call.origin());
-            let mut held =
-                Box::new(ServerTx { database: database.clone(), origin, shard, connection: Some(connection) });
+            let (origin, event) = (Arc::clone(call.origin()), Arc::clone(call.event_arc()));
+            let (database, connection) = (database.clone(), Some(connection));
+            let mut held = Box::new(ServerTx { database, origin, event, shard, connection });
             if enter(&mut held, call).await? {
                 return Ok(Some((*held, None)));
             }

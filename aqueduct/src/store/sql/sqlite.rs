@@ -17,7 +17,7 @@ use super::append::Inserts;
 use super::dialect::{Database, Kind, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::place::Place;
-use super::store::{Home, SqlStore};
+use super::store::{Home, Settles, SqlStore};
 use super::wal;
 use super::writer::{AnyTask, Loan, Task, Writer};
 use crate::clock::Clock;
@@ -71,6 +71,7 @@ struct Shared {
     clock: Clock,
     create: Option<u32>,
     inserts: Inserts,
+    identity: Text,
 }
 
 /// How a file is opened; made by [`SqliteFile::options`].
@@ -131,6 +132,7 @@ impl SqliteOptions {
         let mut connection = options.connect().await.map_err(|e| explain(&path, e))?;
         migrate(&path, &mut connection).await?;
         check_small_tables(&path, &mut connection).await?;
+        let identity = identity(&mut connection).await.map_err(|e| explain(&path, e))?;
         let place = Place::of(&path);
         let readers = SqlitePoolOptions::new().min_connections(0).max_connections(READERS).test_before_acquire(false);
         let placed = place.clone();
@@ -153,6 +155,7 @@ impl SqliteOptions {
             clock,
             create,
             inserts: Inserts::default(),
+            identity,
         }));
         tokio::spawn(keep_house(Arc::downgrade(&file.0)));
         Ok(file)
@@ -195,6 +198,11 @@ impl SqliteFile {
     /// How many partitions a new topic gets; none if topics must be declared.
     pub(crate) fn create(&self) -> Option<u32> {
         self.0.create
+    }
+
+    /// Which file it is: one that was made anew has another.
+    pub(crate) fn identity(&self) -> &Text {
+        &self.0.identity
     }
 
     /// The statements that append to the log.
@@ -255,6 +263,8 @@ impl std::fmt::Debug for SqliteFile {
 }
 
 impl Home for SqliteFile {}
+
+impl Settles for SqliteFile {}
 
 /// A store in an SQLite file; those of many partitions share a commit.
 ///
@@ -461,6 +471,11 @@ async fn check_small_tables(path: &Path, connection: &mut SqliteConnection) -> R
         }
     }
     Ok(())
+}
+
+async fn identity(connection: &mut SqliteConnection) -> Result<Text, sqlx::Error> {
+    let row = sqlx::query("select identity from aq_file").fetch_one(connection).await?;
+    row.try_get::<String, _>(0).map(Text::from)
 }
 
 /// The version of the tables in the file; 0 if there are none.

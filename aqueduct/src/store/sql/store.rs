@@ -8,11 +8,13 @@ use super::commands;
 use super::dialect::{Database, Session, Value, Work};
 use super::lookup::{self, sql_limit};
 use super::ops::{Shard, fence, fenced, names, one};
+use super::rows;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::{
-    Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Store, StoreAbilities, TakeOver,
+    Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Standing, Store, StoreAbilities,
+    TakeOver,
 };
 use crate::topic::{Partition, Position, Text};
 
@@ -20,7 +22,21 @@ use crate::topic::{Partition, Position, Text};
 ///
 /// It is an [`SqliteFile`](crate::sqlite::SqliteFile), a `PgDatabase` or a `MySqlDatabase`; the trait is not for others.
 #[expect(private_bounds, reason = "the calls of a database are the library's own")]
-pub trait Home: Database + Clone + std::fmt::Debug {}
+pub trait Home: Database + Clone + std::fmt::Debug + Settles {}
+
+/// How a database keeps up to where partitions are settled. Where the log is in the same file there is no need.
+pub(crate) trait Settles {
+    fn resume<'a>(&'a self, _: &'a Claim, _: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    fn settled<'a>(&'a self, _: &'a Claim, _: Position) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// A row was parked, or rows were finished.
+    fn applied(&self, _row: Option<[i64; 3]>) {}
+}
 
 /// A store in an SQL database: parked events, dead letters and commands, there after a crash.
 ///
@@ -99,6 +115,14 @@ impl<H: Home> Store for SqlStore<H> {
         })
     }
 
+    fn resume<'a>(&'a self, claim: &'a Claim, at: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
+        self.home.resume(claim, at)
+    }
+
+    fn settled<'a>(&'a self, claim: &'a Claim, floor: Position) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.home.settled(claim, floor)
+    }
+
     fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
         Box::pin(async move {
             let rows = ops.iter().flat_map(|op| match op {
@@ -107,7 +131,9 @@ impl<H: Home> Store for SqlStore<H> {
                 _ => &[],
             });
             self.admit(&claim.partition, rows)?;
-            self.write(Apply { claim: claim.clone(), ops: ops.to_vec() }).await
+            let (shard, answers) = self.write(Apply { claim: claim.clone(), ops: ops.to_vec() }).await?;
+            self.home.applied(last_row(shard, ops));
+            Ok(answers)
         })
     }
 
@@ -229,9 +255,9 @@ struct Apply {
 }
 
 impl Step for Apply {
-    type Answer = Vec<Applied>;
+    type Answer = (i64, Vec<Applied>);
 
-    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
+    fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
         Box::pin(async move {
             let id = fenced(session, &self.claim).await?;
             let mut shard = Shard { session, id, partition: &self.claim.partition };
@@ -239,9 +265,20 @@ impl Step for Apply {
             for op in &self.ops {
                 answers.push(shard.apply(op).await?);
             }
-            Ok(answers)
+            Ok((id, answers))
         })
     }
+}
+
+/// The row that was written last; none if one was finished after it, which may be that one.
+fn last_row(shard: i64, ops: &[Op]) -> Option<[i64; 3]> {
+    let place = match ops.last()? {
+        Op::Put(rows) => rows.last()?.place,
+        Op::Append { row, .. } => row.place,
+        _ => return None,
+    };
+    let (position, index) = rows::columns_of(place)?;
+    Some([shard, position, index])
 }
 
 struct Bury {

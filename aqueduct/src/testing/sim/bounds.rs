@@ -60,6 +60,8 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
     let limit = truth.buffer + truth.concurrency;
     // A lane is written in order: what stands before a row that is done by now was finished, and is let go at once.
     let mut finished: BTreeMap<(Instance, &str), Position> = BTreeMap::new();
+    // What the store knows to be settled is let go at once too.
+    let mut remembered: BTreeMap<(Instance, &Partition), Position> = BTreeMap::new();
     let lane = |partition: &Partition, at: Position| {
         let event = index.at(partition, at)?;
         Some(truth.events.get(event as usize)?.lane.as_str())
@@ -70,7 +72,8 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
             What::Delivered { partition, positions } => {
                 let known = |p: &Position| {
                     let row = lane(partition, *p).and_then(|lane| finished.get(&(record.instance, lane)));
-                    row.is_some_and(|row| p <= row)
+                    let settled = remembered.get(&(record.instance, partition));
+                    row.max(settled).is_some_and(|settled| p <= settled)
                 };
                 of.extend(positions.iter().filter(|p| !known(p)).map(|p| (partition.clone(), *p)));
                 if of.len() > limit {
@@ -93,6 +96,9 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
             | What::Done { partition, position }
             | What::Again { partition, position } => {
                 of.remove(&(partition.clone(), *position));
+            }
+            What::Remembered { partition, position } => {
+                drop(remembered.insert((record.instance, partition), *position))
             }
             What::Floor { partition, position } => of.retain(|(p, at)| p != partition || at > position),
             What::Assigned { partition, .. } | What::Lost { partition } | What::Released { partition } => {

@@ -20,7 +20,7 @@ use super::probe::{Numbers, Probe};
 use super::publishing::{self, PublishPort};
 use super::report::Report;
 use super::script::Stage;
-use super::store::FaultyStore;
+use super::store::{FaultyStore, Floors};
 use super::world::{Planned, Scenario, Step};
 use crate::broker::{Broker, MemoryBroker, Ownership};
 use crate::clock::Clock;
@@ -52,6 +52,7 @@ pub(crate) struct Director {
     /// Publishes, in runs in which publishing fails.
     publisher: Option<Publisher>,
     store: MemoryStore,
+    floors: Floors,
     history: History,
     reached: Reached,
     slots: Vec<Slot>,
@@ -127,6 +128,7 @@ impl Director {
             topics: topics.into_iter().collect(),
             broker,
             store: MemoryStore::new(),
+            floors: Floors::default(),
             history,
             publisher,
             reached: Reached::default(),
@@ -277,7 +279,7 @@ impl Director {
         };
         let consumer = Consumer::new(CONSUMER, broker)
             .topics(self.topics.clone())
-            .store(FaultyStore { inner: self.store.clone(), faults })
+            .store(FaultyStore { inner: self.store.clone(), floors: self.floors.clone(), faults })
             .policy(scenario.policy.clone())
             .timeout(scenario.timeout)
             .concurrency(scenario.concurrency)

@@ -78,6 +78,8 @@ pub(crate) enum What {
     Replayed { partition: Partition, position: Position },
     /// The store was asked to hold the event, and says that it was finished before.
     Known { partition: Partition, position: Position },
+    /// The store says that everything up to here is settled for ever.
+    Remembered { partition: Partition, position: Position },
     /// The store has deleted the event's row.
     Finished { partition: Partition, position: Position },
     /// The instance tells the broker that everything up to here is settled.

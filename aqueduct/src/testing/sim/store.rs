@@ -1,6 +1,10 @@
 //! A store whose calls go wrong, and that keeps record of what it holds.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::faults::{Faults, Port};
 use super::history::What;
@@ -10,13 +14,18 @@ use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::{
     Action, Applied, Claim, Command, CommandId, CommandState, Due, Hold, Listed, MemoryStore, Next, Op, Query, Row,
-    RowState, Store, StoreAbilities, TakeOver,
+    RowState, Standing, Store, StoreAbilities, TakeOver,
 };
 use crate::topic::{Partition, Position, Text};
+
+/// Up to where each partition is settled.
+pub(crate) type Floors = Arc<Mutex<BTreeMap<Partition, Position>>>;
 
 /// The memory store as one instance sees it.
 pub(crate) struct FaultyStore {
     pub(crate) inner: MemoryStore,
+    /// Up to where partitions are settled, as every instance's store knows.
+    pub(crate) floors: Floors,
     pub(crate) faults: Faults,
 }
 
@@ -32,6 +41,31 @@ impl Store for FaultyStore {
     ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
         let work = self.inner.take_over(claim, floor);
         Box::pin(self.faults.through(Port::Store, &["take_over"], work, StoreError::Unavailable))
+    }
+
+    fn resume<'a>(&'a self, claim: &'a Claim, at: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
+        let work = async move {
+            let settled = self.floors.lock().get(&claim.partition).copied();
+            // Store first, broker last.
+            assert!(at.floor <= settled, "the store has {settled:?} and the broker {:?}", at.floor);
+            if let Some(position) = settled {
+                self.faults.life().note(What::Remembered { partition: claim.partition.clone(), position });
+            }
+            Ok(settled)
+        };
+        Box::pin(self.faults.through(Port::Store, &["resume"], work, StoreError::Unavailable))
+    }
+
+    fn settled<'a>(&'a self, claim: &'a Claim, floor: Position) -> BoxFuture<'a, Result<(), StoreError>> {
+        let work = async move {
+            // The fence stands before the floor as before everything else.
+            self.inner.apply(claim, &[]).await?;
+            let mut floors = self.floors.lock();
+            let settled = floors.entry(claim.partition.clone()).or_insert(floor);
+            *settled = floor.max(*settled);
+            Ok(())
+        };
+        Box::pin(self.faults.through(Port::Store, &["settled"], work, StoreError::Unavailable))
     }
 
     fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {
