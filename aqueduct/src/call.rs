@@ -180,7 +180,7 @@ impl Call {
 
     /// Closes the scope after a handler that has failed: its transaction is rolled back in good order.
     pub(crate) fn roll_back_scope(&self) {
-        if let Some(Ok(Some(unit))) = self.scope.get().map(Scope::close) {
+        if let Some(Slot::Held(unit)) = self.scope.get().and_then(Scope::abandon) {
             unit.roll_back();
         }
     }
@@ -188,7 +188,7 @@ impl Call {
     /// Closes the scope, if it is open, without a result of the handler: the transaction is dropped.
     pub(crate) fn abandon_scope(&self) {
         if let Some(scope) = self.scope.get() {
-            scope.abandon();
+            drop(scope.abandon());
         }
     }
 }
@@ -261,14 +261,11 @@ impl Scope {
         }
     }
 
-    /// Closes it, if it is open, and drops the transaction.
-    fn abandon(&self) {
+    /// Closes it, if it is open, and answers what it held.
+    fn abandon(&self) -> Option<Slot> {
         let mut slot = self.0.lock();
-        if !matches!(*slot, Slot::Closed { .. }) {
-            let abandoned = std::mem::replace(&mut *slot, Slot::Closed { gave: false });
-            drop(slot);
-            drop(abandoned);
-        }
+        let open = !matches!(*slot, Slot::Closed { .. });
+        open.then(|| std::mem::replace(&mut *slot, Slot::Closed { gave: false }))
     }
 
     /// True if a transaction was handed on when the scope was closed.
