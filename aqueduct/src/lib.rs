@@ -115,6 +115,8 @@ pub use bytes::Bytes;
 pub use call::{Attempt, Call, Extensions, Loan, Origin, Scope};
 pub use clock::{Boot, Clock, Timestamp, TimestampError};
 pub use engine::{Consumer, Health, Serve, ServeError, serve_all};
+#[cfg(feature = "sqlite")]
+pub use engine::{Relay, RelayServe};
 pub use error::{BoxError, BrokerError, Error, Fault, FaultExt, Result, StoreError, WiringError};
 pub use event::Event;
 pub use extract::{Deadline, Extension, FromCall, Json, State};
@@ -127,6 +129,8 @@ pub use policy::{Policy, defaults};
 pub use publish::{PublishError, Publisher};
 pub use router::{Router, Unknown};
 pub use store::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use store::outbox::{OutboxStatus, OutboxTable, ParkedLine};
 #[cfg(feature = "sqlite")]
 pub use store::sql::{Outbox, Tx};
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};

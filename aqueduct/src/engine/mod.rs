@@ -19,6 +19,8 @@ mod ledger;
 mod mailbox;
 mod owned;
 pub(crate) mod planted;
+#[cfg(feature = "sqlite")]
+mod relay;
 mod report;
 mod runs;
 mod scheduler;
@@ -29,6 +31,8 @@ mod tasks;
 mod writer;
 
 pub use health::Health;
+#[cfg(feature = "sqlite")]
+pub use relay::{Relay, RelayServe};
 pub use serve::{Consumer, Serve, ServeError, serve_all};
 
 /// What the benchmarks measure by itself.

@@ -18,6 +18,8 @@ use crate::topic::{Epoch, Key, LaneId, Partition, Place, Position, Text};
 
 pub mod memory;
 #[cfg(feature = "sqlite")]
+pub(crate) mod outbox;
+#[cfg(feature = "sqlite")]
 pub(crate) mod sql;
 
 pub use memory::MemoryStore;

@@ -99,6 +99,11 @@ impl Encoder {
         self.0.len()
     }
 
+    /// What was written so far.
+    pub(crate) fn written(&self) -> &[u8] {
+        &self.0
+    }
+
     pub(crate) fn finish(self) -> Bytes {
         self.0.freeze()
     }

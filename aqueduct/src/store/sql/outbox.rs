@@ -1,22 +1,27 @@
-//! Publishing inside a transaction: on the log's own file that is the insert itself.
+//! Publishing inside a transaction: on the log's own file that is the insert itself, otherwise a row for a relay.
 
 use std::sync::Arc;
 
 use sqlx::sqlite::SqliteConnection;
 
 use super::append::Append;
+use super::outgoing;
 use super::sqlite::SqliteFile;
 use crate::broker::{Abilities, Ownership, Receipt};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::format::{CloudEvents, Format};
 use crate::message::Message;
-use crate::topic::Text;
+use crate::topic::{Partition, Position, Text, Topic};
+
+const INSERT: &str =
+    "insert into aq_outbox (topic, key, event_id, type, source, content, written_at) values (?, ?, ?, ?, ?, ?, ?)";
 
 /// Publishes events inside the application's own transaction: they are in the log if it commits, and never were if it is
 /// rolled back.
 ///
-/// On the file of the embedded broker the outbox is the log itself: there is no second table, and nothing to relay. What an
+/// On the file of the embedded broker the outbox is the log itself: there is no second table, and nothing to relay. For
+/// another broker events are written to a table ([`relayed`](Self::relayed)), and a [`Relay`](crate::Relay) publishes them. What an
 /// event leaves unset is filled in as [`Publisher`](crate::Publisher) does, but for the topic, which it must name.
 ///
 /// The trap: a transaction that reads before it publishes can find that another has written meanwhile, and fails with
@@ -43,12 +48,23 @@ pub struct Outbox {
     name: Text,
     file: SqliteFile,
     format: Arc<dyn Format>,
+    /// A relay publishes, and has the format.
+    relayed: bool,
 }
 
 impl Outbox {
     /// An outbox of this name, which is the source of events that name none.
     pub fn new(name: impl Into<Text>, file: &SqliteFile) -> Self {
-        Self { name: name.into(), file: file.clone(), format: Arc::new(CloudEvents::default()) }
+        Self { name: name.into(), file: file.clone(), format: Arc::new(CloudEvents::default()), relayed: false }
+    }
+
+    /// Writes events to the table `aq_outbox`, from where a [`Relay`](crate::Relay) publishes them to whatever broker it has, in
+    /// its format. Defaults to the log of the file.
+    ///
+    /// A receipt then says where the row stands in the outbox: what the broker says is known to the relay alone.
+    pub fn relayed(mut self) -> Self {
+        self.relayed = true;
+        self
     }
 
     /// How events look on the wire. Defaults to [`CloudEvents::binary`].
@@ -66,6 +82,9 @@ impl Outbox {
     /// Publishes events if the transaction commits, in their order. If one is refused none is published, and the
     /// transaction must be rolled back.
     pub async fn publish_all(&self, transaction: &mut SqliteConnection, events: Vec<Event>) -> Result<Vec<Receipt>> {
+        if self.relayed {
+            return self.write_rows(transaction, events).await;
+        }
         let messages = events.into_iter().map(|event| self.message(event)).collect::<Result<Vec<_>>>()?;
         let (known, now) = (std::collections::BTreeMap::new(), self.file.clock().now());
         // Without a turn of its own an event without a key goes where its identity says.
@@ -82,8 +101,37 @@ impl Outbox {
         appended.answers.into_iter().map(|answer| answer.map_err(|e| Error::from(e).permanent())).collect()
     }
 
+    /// Leaves events to a relay, and tells those of this process.
+    async fn write_rows(&self, transaction: &mut SqliteConnection, events: Vec<Event>) -> Result<Vec<Receipt>> {
+        let events = events.into_iter().map(|event| self.filled_in(event)).collect::<Result<Vec<_>>>()?;
+        let now = self.file.clock().now().unix_ms();
+        let mut receipts = Vec::with_capacity(events.len());
+        for (topic, event) in events {
+            admit(&event, event.size())?;
+            let query = sqlx::query(INSERT)
+                .bind(topic.as_str().to_owned())
+                .bind(event.key.as_ref().map(|key| key.as_str().to_owned()))
+                .bind(event.id.as_str().to_owned())
+                .bind(event.kind.as_str().to_owned())
+                .bind(event.source.as_str().to_owned())
+                .bind(Vec::from(outgoing::content(&event)))
+                .bind(now);
+            let id = query.execute(&mut *transaction).await?.last_insert_rowid();
+            receipts.push(Receipt::new(Partition { topic, index: 0 }, Position(id.cast_unsigned()), false));
+        }
+        self.file.hint().give();
+        Ok(receipts)
+    }
+
     /// Fills in what the event leaves unset and writes it as a message.
-    fn message(&self, mut event: Event) -> Result<Message> {
+    fn message(&self, event: Event) -> Result<Message> {
+        let (topic, event) = self.filled_in(event)?;
+        let message = self.format.encode(&event, &topic).map_err(|e| Error::from(e).permanent())?;
+        admit(&event, message.size())?;
+        Ok(message)
+    }
+
+    fn filled_in(&self, mut event: Event) -> Result<(Topic, Event)> {
         let Some(topic) = event.topic.clone() else {
             let text = format!("events of type {:?} have no topic: give the event one with `.topic(..)`", event.kind);
             return Err(Error::msg(text).permanent());
@@ -96,17 +144,20 @@ impl Outbox {
             event.source = self.name.clone();
         }
         event.time.get_or_insert_with(|| self.file.clock().now());
-        let message = self.format.encode(&event, &topic).map_err(|e| Error::from(e).permanent())?;
-        let (bytes, limit) = (message.size(), Abilities::new(Ownership::Floor).message_bytes_max);
-        if bytes > limit {
-            let text = format!(
-                "{:?} event {:?} has {bytes} bytes and the log takes {limit}: publish a reference to the data instead",
-                event.kind, event.id
-            );
-            return Err(Error::msg(text).permanent());
-        }
-        Ok(message)
+        Ok((topic, event))
     }
+}
+
+fn admit(event: &Event, bytes: usize) -> Result<()> {
+    let limit = Abilities::new(Ownership::Floor).message_bytes_max;
+    if bytes <= limit {
+        return Ok(());
+    }
+    let text = format!(
+        "{:?} event {:?} has {bytes} bytes and a message may have {limit}: publish a reference to the data instead",
+        event.kind, event.id
+    );
+    Err(Error::msg(text).permanent())
 }
 
 impl std::fmt::Debug for Outbox {
