@@ -12,5 +12,7 @@ mod pace;
 mod parked;
 mod round;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 pub use serve::{Relay, RelayServe};

@@ -20,53 +20,25 @@ use crate::store::outbox::{
 use crate::topic::{Epoch, LaneId, Text};
 
 /// The lowest rows of one shard; the arguments are (shard, limit).
-const READ: &str = concat!("select ", outgoing_columns!(), " from aq_outbox where shard = ? order by id limit ?");
+macro_rules! select_lowest {
+    () => {
+        concat!("select ", outgoing_columns!(), " from aq_outbox where shard = ? order by id limit ?")
+    };
+}
+const READ: &str = select_lowest!();
 
-macro_rules! of_one_shard {
-    ($name:literal) => {
-        concat!(
-            "select * from (select ",
-            outgoing_columns!(),
-            " from aq_outbox where shard = ? order by id limit ?) ",
-            $name
-        )
+macro_rules! lowest {
+    () => {
+        concat!("select * from (", select_lowest!(), ") lowest")
+    };
+    (4) => {
+        concat!(lowest!(), " union all ", lowest!(), " union all ", lowest!(), " union all ", lowest!())
     };
 }
 
 /// The lowest rows of [`SHARDS_MAX`] shards, each a look into an index; the arguments are (shard, limit) for each.
-const READ_MANY: &str = concat!(
-    of_one_shard!("s0"),
-    " union all ",
-    of_one_shard!("s1"),
-    " union all ",
-    of_one_shard!("s2"),
-    " union all ",
-    of_one_shard!("s3"),
-    " union all ",
-    of_one_shard!("s4"),
-    " union all ",
-    of_one_shard!("s5"),
-    " union all ",
-    of_one_shard!("s6"),
-    " union all ",
-    of_one_shard!("s7"),
-    " union all ",
-    of_one_shard!("s8"),
-    " union all ",
-    of_one_shard!("s9"),
-    " union all ",
-    of_one_shard!("s10"),
-    " union all ",
-    of_one_shard!("s11"),
-    " union all ",
-    of_one_shard!("s12"),
-    " union all ",
-    of_one_shard!("s13"),
-    " union all ",
-    of_one_shard!("s14"),
-    " union all ",
-    of_one_shard!("s15")
-);
+const READ_MANY: &str =
+    concat!(lowest!(4), " union all ", lowest!(4), " union all ", lowest!(4), " union all ", lowest!(4));
 
 /// The most shards there are, and what stands for one where there are fewer.
 const SHARDS_MAX: usize = 16;

@@ -375,7 +375,8 @@ mod tests {
     use super::*;
 
     /// What a plan may walk through: results in between. The index of the few commands that wait may be walked too.
-    const WALKED: [&str; 9] = ["marks", "heads", "parked", "blocking", "m", "h", "l", "CONSTANT", "json_each"];
+    const WALKED: [&str; 10] =
+        ["marks", "heads", "parked", "blocking", "lowest", "m", "h", "l", "CONSTANT", "json_each"];
 
     #[tokio::test]
     async fn no_statement_walks_through_a_table() {
