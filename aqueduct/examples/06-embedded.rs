@@ -23,7 +23,7 @@ async fn reserve(Json(sku): Json<String>, order: Key, mut tx: Tx<Sqlite>) -> Res
 /// An order that is committed has its event; one that is rolled back never had any.
 async fn place_order(
     connection: &mut SqliteConnection,
-    outbox: &Outbox,
+    outbox: &Outbox<aqueduct::sqlite::Sqlite>,
     id: &str,
     sku: &str,
     paid: bool,

@@ -278,6 +278,12 @@ impl BrokerError {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Full { .. })
     }
+
+    /// True if it says nothing about the message: any other would have fared the same.
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+    pub(crate) fn is_about_the_broker(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Lost { .. } | Self::Closed)
+    }
 }
 
 /// What a store answers when it does not do what it was asked.

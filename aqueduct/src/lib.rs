@@ -137,6 +137,8 @@ pub use bytes::Bytes;
 pub use call::{Attempt, Call, Extensions, Loan, Origin, Scope};
 pub use clock::{Boot, Clock, Timestamp, TimestampError};
 pub use engine::{Consumer, Health, Serve, ServeError, serve_all};
+#[cfg(feature = "sqlite")]
+pub use engine::{Relay, RelayServe};
 pub use error::{BoxError, BrokerError, Error, Fault, FaultExt, Result, StoreError, WiringError};
 pub use event::Event;
 pub use extract::{Deadline, Extension, FromCall, Json, State};
@@ -149,10 +151,10 @@ pub use policy::{Policy, defaults};
 pub use publish::{PublishError, Publisher};
 pub use router::{Router, Unknown};
 pub use store::MemoryStore;
-#[cfg(feature = "sqlite")]
-pub use store::sql::Outbox;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
-pub use store::sql::Tx;
+pub use store::outbox::{OutboxStatus, OutboxTable, ParkedLine};
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+pub use store::sql::{Outbox, Tx};
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};
 
 /// The README's hello world, as a test.

@@ -16,6 +16,14 @@
 //! | `aqueduct_store_errors_total` | counter | consumer | calls to the store that failed and are tried again |
 //! | `aqueduct_broker_errors_total` | counter | consumer | calls to the broker that failed and are tried again |
 //! | `aqueduct_published_total` | counter | publisher, outcome (`stored`, `duplicate`, `failed`) | events published |
+//! | `aqueduct_relay_published_total` | counter | relay, outcome (`stored`, `duplicate`) | rows of the outbox that the broker has confirmed |
+//! | `aqueduct_relay_refused_total` | counter | relay | attempts at rows that the broker refused, or that are no events |
+//! | `aqueduct_relay_pending` | gauge | relay | rows of the whole outbox that wait to be published; above 10,000 estimated from their ids |
+//! | `aqueduct_relay_oldest_seconds` | gauge | relay | how long the oldest of them has waited |
+//! | `aqueduct_relay_parked` | gauge | relay | rows of the whole outbox that are parked |
+//! | `aqueduct_relay_shards` | gauge | relay | shards owned |
+//! | `aqueduct_relay_store_errors_total` | counter | relay | calls to the database that failed and are tried again |
+//! | `aqueduct_relay_broker_errors_total` | counter | relay | calls to the broker that failed and are tried again |
 //!
 //! | span | level | fields |
 //! |---|---|---|
@@ -96,6 +104,55 @@ impl Drop for ConsumerMetrics {
     /// A consumer that has ended has nothing in hand.
     fn drop(&mut self) {
         for gauge in [&self.running, &self.buffered, &self.partitions, &self.stuck] {
+            gauge.set(0.0);
+        }
+    }
+}
+
+/// The metrics of one relay, looked up once.
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+pub(crate) struct RelayMetrics {
+    pub(crate) refused: Counter,
+    pub(crate) store_errors: Counter,
+    pub(crate) broker_errors: Counter,
+    pub(crate) pending: Gauge,
+    pub(crate) oldest_seconds: Gauge,
+    pub(crate) parked: Gauge,
+    pub(crate) shards: Gauge,
+    published: [Counter; 2],
+}
+
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+impl RelayMetrics {
+    pub(crate) fn new(relay: &str) -> Self {
+        let name = relay.to_owned();
+        let of = |metric: &'static str| counter!(metric, "relay" => name.clone());
+        let level = |metric: &'static str| gauge!(metric, "relay" => name.clone());
+        let published =
+            |outcome| counter!("aqueduct_relay_published_total", "relay" => name.clone(), "outcome" => outcome);
+        Self {
+            refused: of("aqueduct_relay_refused_total"),
+            store_errors: of("aqueduct_relay_store_errors_total"),
+            broker_errors: of("aqueduct_relay_broker_errors_total"),
+            pending: level("aqueduct_relay_pending"),
+            oldest_seconds: level("aqueduct_relay_oldest_seconds"),
+            parked: level("aqueduct_relay_parked"),
+            shards: level("aqueduct_relay_shards"),
+            published: ["stored", "duplicate"].map(published),
+        }
+    }
+
+    pub(crate) fn published(&self, stored: u64, duplicates: u64) {
+        self.published[0].increment(stored);
+        self.published[1].increment(duplicates);
+    }
+}
+
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+impl Drop for RelayMetrics {
+    /// A relay that has ended owns nothing and sees nothing.
+    fn drop(&mut self) {
+        for gauge in [&self.pending, &self.oldest_seconds, &self.parked, &self.shards] {
             gauge.set(0.0);
         }
     }

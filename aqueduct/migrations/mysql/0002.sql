@@ -75,3 +75,7 @@ create table aq_leases (
     floor bigint,
     primary key (grp, part)
 ) engine = InnoDB default character set utf8mb4;
+-- Locks of keys, each held until the end of the transaction that wrote it last.
+create table aq_locks (
+    slot bigint not null primary key
+) engine = InnoDB default character set utf8mb4;

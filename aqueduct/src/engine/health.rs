@@ -1,4 +1,4 @@
-//! How a consumer is doing, for probes and people.
+//! How a consumer or a relay is doing, for probes and people.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::error::BrokerError;
 use crate::topic::Partition;
 
-/// How a consumer is doing; a handle that stays valid while and after it serves. Cheap to clone.
+/// How a consumer or a relay is doing; a handle that stays valid while and after it serves. Cheap to clone.
 ///
 /// ```
 /// # use aqueduct::{Consumer, Router, MemoryBroker};

@@ -19,6 +19,8 @@ mod ledger;
 mod mailbox;
 mod owned;
 pub(crate) mod planted;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+mod relay;
 mod report;
 mod runs;
 mod scheduler;
@@ -30,6 +32,8 @@ mod tasks;
 mod writer;
 
 pub use health::Health;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+pub use relay::{Relay, RelayServe};
 pub use serve::{Consumer, Serve, ServeError, serve_all};
 
 /// What the benchmarks measure by itself.

@@ -15,7 +15,7 @@ use super::stores::Stores;
 use super::tasks::Tasks;
 use crate::broker::{Broker, Membership, Start, Subscription};
 use crate::clock::Clock;
-use crate::error::{BrokerError, WiringError};
+use crate::error::{BrokerError, StoreError, WiringError};
 use crate::event::Event;
 use crate::format::{CloudEvents, Format};
 use crate::outcome::BoxFuture;
@@ -415,6 +415,9 @@ pub enum ServeError {
     /// The broker refuses for good.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The database of a relay refuses for good.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The time for a graceful stop was over while attempts were still running; their events come again.
     #[error("{running} attempts had not ended when the time to stop was over; their events come again")]
     Abandoned {

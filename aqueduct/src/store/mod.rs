@@ -18,6 +18,8 @@ use crate::topic::{Epoch, Key, LaneId, Partition, Place, Position, Text};
 
 pub mod memory;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+pub(crate) mod outbox;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub(crate) mod sql;
 
 pub use memory::MemoryStore;

@@ -70,7 +70,7 @@ impl<DB: TestDatabase> Shop<DB> {
     async fn serve(&self, app: Router, end: Arc<Notify>) {
         let stop = async move { end.notified().await };
         let serve = self.consumer().serve(app).with_graceful_shutdown(stop);
-        tokio::time::timeout(Duration::from_secs(60), serve).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_mins(1), serve).await.unwrap().unwrap();
     }
 }
 

@@ -15,6 +15,9 @@ mod operators;
 mod points;
 #[cfg(unix)]
 mod processes;
+mod relay;
+#[path = "../it/relay_cases.rs"]
+mod relay_cases;
 mod shared;
 mod store;
 #[path = "../it/store_model.rs"]

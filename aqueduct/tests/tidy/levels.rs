@@ -29,7 +29,8 @@ const TYPES: [&str; 10] =
 const API: [&str; 5] = ["handler", "layer", "policy", "publish", "router"];
 
 /// Imports that point sideways all the same: the file or folder, the adapter's module, and why.
-const EXCEPTIONS: [(&str, &str, &str); 5] = [
+const EXCEPTIONS: [(&str, &str, &str); 6] = [
+    ("engine/relay/serve.rs", "format::cloudevents", "the default format of `Relay`"),
     ("engine/serve.rs", "format::cloudevents", "the default format of `Consumer`"),
     ("engine/serve.rs", "store::memory", "the default store of `Consumer`"),
     ("publish", "format::cloudevents", "the default format of `Publisher`"),
@@ -42,7 +43,7 @@ fn area(module: &[String]) -> Option<Area> {
     Some(match names[..] {
         [] => Area::Root,
         [name] if TYPES.contains(&name) => Area::Types,
-        ["broker" | "store" | "format" | "extract"] | ["broker", "floor"] | ["format", "object"] => Area::Port,
+        ["broker" | "store" | "format" | "extract"] | ["store", "outbox"] | ["format", "object"] => Area::Port,
         [port @ ("broker" | "store" | "format"), adapter, ..] => Area::Adapter(port.to_owned(), adapter.to_owned()),
         ["compat", ..] => Area::Compat,
         ["extract", ..] => Area::Api,

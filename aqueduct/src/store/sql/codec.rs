@@ -95,8 +95,14 @@ impl Encoder {
         self.0.reserve(bytes);
     }
 
+    #[cfg(feature = "sqlite")]
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// What was written so far.
+    pub(crate) fn written(&self) -> &[u8] {
+        &self.0
     }
 
     pub(crate) fn finish(self) -> Bytes {

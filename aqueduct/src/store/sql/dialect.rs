@@ -1,7 +1,8 @@
 //! What the SQL store needs of a database, so that it is written once.
 //!
 //! Statements are written with `?` for their arguments and with `on conflict`, as SQLite and PostgreSQL understand it; a
-//! database that speaks otherwise rewrites them in its [`Session`]. Several statements may stand in one text, with `;`
+//! database that speaks otherwise rewrites them in its [`Session`]. So does each with two marks: `in_ints(?)`, whose argument
+//! is a list of numbers, and `/*lock*/` at the end of a query, whose rows nobody else may change until the commit. Several statements may stand in one text, with `;`
 //! between them: they run one after another, each takes its arguments where the one before has left off, and only the last
 //! of them answers rows. That saves round trips, which cost more than the statements.
 
@@ -19,6 +20,8 @@ pub(crate) enum Value {
     Int(i64),
     Text(Text),
     Blob(Bytes),
+    /// Numbers to look for, as the argument of `in_ints(?)`, such as `id in_ints(?)`. No row has one.
+    Ints(Vec<i64>),
 }
 
 /// What a value is.
@@ -105,6 +108,7 @@ impl SqlRow {
         }
     }
 
+    #[allow(dead_code, reason = "for the columns of sessions, which the lease reads")]
     pub(crate) fn text_or_null(&self, column: usize) -> Result<Option<Text>, StoreError> {
         match self.0.get(column) {
             Some(Value::Null(_)) => Ok(None),
@@ -118,6 +122,15 @@ impl SqlRow {
             other => Err(unexpected(column, "bytes", other)),
         }
     }
+
+    /// What is written in a column, text or not; none for null.
+    pub(crate) fn bytes_or_null(&self, column: usize) -> Result<Option<Bytes>, StoreError> {
+        match self.0.get(column) {
+            Some(Value::Null(_)) => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text.bytes())),
+            _ => self.blob(column).map(Some),
+        }
+    }
 }
 
 fn unexpected(column: usize, wanted: &str, found: Option<&Value>) -> StoreError {
@@ -127,6 +140,7 @@ fn unexpected(column: usize, wanted: &str, found: Option<&Value>) -> StoreError 
         Some(Value::Int(_)) => "a number",
         Some(Value::Text(_)) => "a text",
         Some(Value::Blob(_)) => "bytes",
+        Some(Value::Ints(_)) => "numbers",
     };
     StoreError::Refused(format!(
         "column {column} of a stored row has {found} where {wanted} belongs: the file is damaged, or another program wrote it"
@@ -136,6 +150,12 @@ fn unexpected(column: usize, wanted: &str, found: Option<&Value>) -> StoreError 
 impl From<i64> for Value {
     fn from(int: i64) -> Self {
         Self::Int(int)
+    }
+}
+
+impl From<Vec<i64>> for Value {
+    fn from(ints: Vec<i64>) -> Self {
+        Self::Ints(ints)
     }
 }
 

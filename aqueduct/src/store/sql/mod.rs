@@ -20,12 +20,14 @@ mod lookup;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod ops;
-#[cfg(feature = "sqlite")]
 mod outbox;
+mod outgoing;
 #[cfg(feature = "sqlite")]
 mod place;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod relay;
+mod relay_status;
 mod rows;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server;
@@ -36,8 +38,11 @@ mod server_outbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_tx;
 mod shards;
+mod sole;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
+#[cfg(feature = "sqlite")]
+mod sqlite_outbox;
 #[cfg(feature = "sqlite")]
 mod sqlite_tx;
 mod store;
@@ -51,7 +56,6 @@ pub(crate) mod writer;
 
 #[cfg(feature = "mysql")]
 pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
-#[cfg(feature = "sqlite")]
 pub use outbox::Outbox;
 #[cfg(feature = "postgres")]
 pub use postgres::{PgDatabase, PgOptions, PgStore};

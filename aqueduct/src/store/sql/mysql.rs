@@ -1,5 +1,6 @@
 //! What MySQL and MariaDB do differently.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ impl Calls for MySql {
             return FORGET_MARKS.to_owned();
         }
         let statement =
-            quoted(statement).replace(" /*lock*/", " lock in share mode").replace(" returning id", ANSWERS_ID);
+            quoted(statement).replace("/*lock*/", "lock in share mode").replace(" returning id", ANSWERS_ID);
         upsert(&statement)
     }
 
@@ -150,6 +151,25 @@ impl Calls for MySql {
                 // For the client's own count of what is open.
                 Ok(_) => MySqlTransactionManager::commit(connection).await.map(|()| Ended::Committed),
             }
+        })
+    }
+
+    /// A lock is a row that is written; there are so many at the most, since rows stay.
+    fn lock_keys<'a>(
+        connection: &'a mut MySqlConnection,
+        prefix: &'a str,
+        keys: Vec<i64>,
+    ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
+        const LOCKS: i64 = 16_384;
+        Box::pin(async move {
+            let sql = format!("insert into {prefix}locks (slot) values (?) on duplicate key update slot = slot");
+            let mut slots: Vec<i64> = keys.into_iter().map(|key| key.rem_euclid(LOCKS)).collect();
+            slots.sort_unstable();
+            slots.dedup();
+            for slot in slots {
+                sqlx::query(AssertSqlSafe(sql.clone())).bind(slot).execute(&mut *connection).await?;
+            }
+            Ok(())
         })
     }
 
@@ -290,14 +310,40 @@ fn meaning(number: u16) -> Option<Meaning> {
 type Query<'q> = sqlx::query::Query<'q, MySql, MySqlArguments>;
 
 fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
-    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql)));
+    let lists = args.iter().any(|arg| matches!(arg, Value::Ints(_)));
+    let sql = if lists { with_lists(&statement.sql, &args).into() } else { Arc::clone(&statement.sql) };
+    let query = sqlx::query(AssertSqlSafe(sql)).persistent(!lists);
     args.into_iter().fold(query, |query, value| match value {
+        Value::Ints(_) => query,
         Value::Null(Kind::Int) => query.bind(None::<i64>),
         Value::Null(Kind::Text | Kind::Blob) => query.bind(None::<Vec<u8>>),
         Value::Int(int) => query.bind(int),
         Value::Text(text) => query.bind(text.as_str().as_bytes().to_vec()),
         Value::Blob(blob) => query.bind(Vec::from(blob)),
     })
+}
+
+/// Lists of numbers have no argument of their own here: they are put in.
+fn with_lists(sql: &str, args: &[Value]) -> String {
+    let mut parts = sql.split('?');
+    let mut with = parts.next().unwrap_or_default().to_owned();
+    for (part, arg) in parts.zip(args) {
+        match (arg, with.strip_suffix("in_ints(")) {
+            (Value::Ints(ints), Some(before)) => {
+                let mut list = String::with_capacity(ints.len() * 8);
+                for int in ints {
+                    // Writing to a string cannot fail.
+                    let _ = write!(list, "{}{int}", if list.is_empty() { "" } else { ", " });
+                }
+                // An empty list is no list in SQL.
+                let list = if list.is_empty() { "null" } else { &list };
+                with = format!("{before}in ({list}");
+            }
+            _ => with.push('?'),
+        }
+        with.push_str(part);
+    }
+    with
 }
 
 /// Texts are bytes here; who expects a text makes one of them.

@@ -1,28 +1,30 @@
-//! Publishing inside a transaction: on the log's own file that is the insert itself.
+//! Publishing inside a transaction: a row for a relay, or on the log's own file the insert itself.
 
 use std::sync::Arc;
 
-use sqlx::sqlite::SqliteConnection;
-
-use super::append::Append;
-use super::sqlite::SqliteFile;
+use super::store::{Home, HomeCalls};
+use super::tx::TxDatabase;
 use crate::broker::{Abilities, Ownership, Receipt};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::format::{CloudEvents, Format};
-use crate::message::Message;
-use crate::topic::Text;
+use crate::topic::{Text, Topic};
 
-/// Publishes events inside the application's own transaction: they are in the log if it commits, and never were if it is
-/// rolled back.
+/// Publishes events inside the application's own transaction: they are published if it commits, and never if it is rolled
+/// back.
 ///
-/// On the file of the embedded broker the outbox is the log itself: there is no second table, and nothing to relay. What an
-/// event leaves unset is filled in as [`Publisher`](crate::Publisher) does, but for the topic, which it must name.
+/// On PostgreSQL and MySQL events are rows of the table `aq_outbox`, which a [`Relay`](crate::Relay) publishes. On the file of the
+/// embedded broker the outbox is the log itself, and there is nothing to relay, unless it is [`relayed`](Self::relayed) to
+/// another broker. What an event leaves unset is filled in as [`Publisher`](crate::Publisher) does, but for the topic, which
+/// it must name.
 ///
-/// The trap: a transaction that reads before it publishes can find that another has written meanwhile, and fails with
-/// `database is locked`. Begin it with `begin immediate`.
+/// Events of one key are published in the order in which they were inserted. The trap: that is the order of their commits
+/// only if their transactions lock the same row before they publish, such as the row that the event is about, or with
+/// [`serialize_keys`](Self::serialize_keys). And on SQLite: a transaction that reads before it publishes can find that another
+/// has written meanwhile, and fails with `database is locked`. Begin it with `begin immediate`.
 ///
 /// ```
+/// # #[cfg(feature = "sqlite")]
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> aqueduct::Result<()> {
 /// # let folder = tempfile::tempdir()?; let path = folder.path().join("shop.db");
 /// use aqueduct::{Event, Outbox, sqlite::SqliteFile};
@@ -37,80 +39,116 @@ use crate::topic::Text;
 /// outbox.publish(&mut tx, Event::new("order.placed", "order-7")?.topic("orders").key("order-7")).await?;
 /// tx.commit().await?;
 /// # Ok(()) }
+/// # #[cfg(not(feature = "sqlite"))] fn main() {}
 /// ```
-#[derive(Clone)]
-pub struct Outbox {
+pub struct Outbox<DB: TxDatabase> {
     name: Text,
-    file: SqliteFile,
-    format: Arc<dyn Format>,
+    home: DB::Home,
+    how: How,
 }
 
-impl Outbox {
+/// How an outbox writes.
+#[derive(Clone)]
+pub(crate) struct How {
+    /// For the log; a relay has its own.
+    pub(crate) format: Arc<dyn Format>,
+    /// A relay publishes.
+    pub(crate) relayed: bool,
+    /// Who publishes under a key waits for the commit of whoever did so before.
+    pub(crate) serialize_keys: bool,
+}
+
+impl<DB: TxDatabase> Outbox<DB> {
     /// An outbox of this name, which is the source of events that name none.
-    pub fn new(name: impl Into<Text>, file: &SqliteFile) -> Self {
-        Self { name: name.into(), file: file.clone(), format: Arc::new(CloudEvents::default()) }
+    #[expect(private_bounds, reason = "what a database is to this library is its own")]
+    pub fn new<H: Home<Sql = DB>>(name: impl Into<Text>, home: &H) -> Self
+    where
+        DB: TxDatabase<Home = H>,
+    {
+        let how = How { format: Arc::new(CloudEvents::default()), relayed: false, serialize_keys: false };
+        Self { name: name.into(), home: home.clone(), how }
     }
 
-    /// How events look on the wire. Defaults to [`CloudEvents::binary`].
-    pub fn format(mut self, format: impl Format) -> Self {
-        self.format = Arc::new(format);
+    /// Makes transactions that publish under one key wait for each other until their commit, so that the key's events are
+    /// published in the order of the commits whatever else the transactions do. The trap: two transactions that publish under
+    /// the same keys in another order can wait for each other, and one is given up. Defaults to no waiting.
+    pub fn serialize_keys(mut self, serialize: bool) -> Self {
+        self.how.serialize_keys = serialize;
         self
     }
 
-    /// Publishes an event if the transaction commits.
-    pub async fn publish(&self, transaction: &mut SqliteConnection, event: Event) -> Result<Receipt> {
+    /// Writes events to the table `aq_outbox`, from where a [`Relay`](crate::Relay) publishes them to whatever broker it has, in
+    /// its format. Defaults to that on servers, and on SQLite to the log of the file.
+    pub fn relayed(mut self) -> Self {
+        self.how.relayed = true;
+        self
+    }
+
+    /// How events look on the wire in the log of the file; a relay has a format of its own. Defaults to
+    /// [`CloudEvents::binary`].
+    pub fn format(mut self, format: impl Format) -> Self {
+        self.how.format = Arc::new(format);
+        self
+    }
+
+    /// Publishes an event if the transaction commits. The answer is where it stands, if the database is the log itself; else
+    /// a relay publishes it later.
+    pub async fn publish(&self, transaction: &mut DB::Connection, event: Event) -> Result<Option<Receipt>> {
         let mut receipts = self.publish_all(transaction, vec![event]).await?;
-        receipts.pop().ok_or_else(|| Error::msg("the log did not answer"))
+        receipts.pop().ok_or_else(|| Error::msg("the database did not answer"))
     }
 
-    /// Publishes events if the transaction commits, in their order. If one is refused none is published, and the
-    /// transaction must be rolled back.
-    pub async fn publish_all(&self, transaction: &mut SqliteConnection, events: Vec<Event>) -> Result<Vec<Receipt>> {
-        let messages = events.into_iter().map(|event| self.message(event)).collect::<Result<Vec<_>>>()?;
-        let (known, now) = (std::collections::BTreeMap::new(), self.file.clock().now());
-        // Without a turn of its own an event without a key goes where its identity says.
-        let turn = messages.first().and_then(|m| m.dedup_id.as_ref()).map_or(0, |id| id.as_str().len() as u64);
-        let append = Append {
-            messages: &messages.iter().collect::<Vec<_>>(),
-            topics: &known,
-            create: self.file.create(),
-            turn,
-            now,
-            inserts: self.file.inserts(),
-        };
-        let appended = append.run(transaction).await?;
-        appended.answers.into_iter().map(|answer| answer.map_err(|e| Error::from(e).permanent())).collect()
+    /// Publishes events if the transaction commits, in their order, with as few statements as can be. If one is refused none
+    /// is published, and the transaction must be rolled back.
+    pub async fn publish_all(
+        &self,
+        transaction: &mut DB::Connection,
+        events: Vec<Event>,
+    ) -> Result<Vec<Option<Receipt>>> {
+        let events = events.into_iter().map(|event| self.filled_in(event)).collect::<Result<Vec<_>>>()?;
+        DB::write(&self.home, &self.how, transaction, events).await
     }
 
-    /// Fills in what the event leaves unset and writes it as a message.
-    fn message(&self, mut event: Event) -> Result<Message> {
+    /// Fills in what the event leaves unset.
+    fn filled_in(&self, mut event: Event) -> Result<(Topic, Event)> {
         let Some(topic) = event.topic.clone() else {
             let text = format!("events of type {:?} have no topic: give the event one with `.topic(..)`", event.kind);
             return Err(Error::msg(text).permanent());
         };
         topic.check().map_err(|e| Error::from(e).permanent())?;
         if event.id.is_empty() {
-            event.id = self.file.clock().uuid().into();
+            event.id = self.home.clock().uuid().into();
         }
         if event.source.is_empty() {
             event.source = self.name.clone();
         }
-        event.time.get_or_insert_with(|| self.file.clock().now());
-        let message = self.format.encode(&event, &topic).map_err(|e| Error::from(e).permanent())?;
-        let (bytes, limit) = (message.size(), Abilities::new(Ownership::Floor).message_bytes_max);
-        if bytes > limit {
-            let text = format!(
-                "{:?} event {:?} has {bytes} bytes and the log takes {limit}: publish a reference to the data instead",
-                event.kind, event.id
-            );
-            return Err(Error::msg(text).permanent());
-        }
-        Ok(message)
+        event.time.get_or_insert_with(|| self.home.clock().now());
+        admit(&event, event.size())?;
+        Ok((topic, event))
     }
 }
 
-impl std::fmt::Debug for Outbox {
+/// Whether a message may have so many bytes.
+pub(super) fn admit(event: &Event, bytes: usize) -> Result<()> {
+    let limit = Abilities::new(Ownership::Floor).message_bytes_max;
+    if bytes <= limit {
+        return Ok(());
+    }
+    let text = format!(
+        "{:?} event {:?} has {bytes} bytes and a message may have {limit}: publish a reference to the data instead",
+        event.kind, event.id
+    );
+    Err(Error::msg(text).permanent())
+}
+
+impl<DB: TxDatabase> Clone for Outbox<DB> {
+    fn clone(&self) -> Self {
+        Self { name: self.name.clone(), home: self.home.clone(), how: self.how.clone() }
+    }
+}
+
+impl<DB: TxDatabase> std::fmt::Debug for Outbox<DB> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outbox").field("name", &self.name).field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Outbox").field("name", &self.name).field("home", &self.home).finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! What PostgreSQL does differently.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -58,11 +59,12 @@ impl Calls for Postgres {
         let mut sql = String::with_capacity(statement.len() + 16);
         let mut number = 0;
         for (index, part) in
-            statement.replace("in_ints(?)", "= any(?)").replace(" /*lock*/", " for share").split('?').enumerate()
+            statement.replace("in_ints(?)", "= any(?)").replace("/*lock*/", "for share").split('?').enumerate()
         {
             if index > 0 {
                 number += 1;
-                sql.push_str(&format!("${number}"));
+                // Writing to a string cannot fail.
+                let _ = write!(sql, "${number}");
             }
             sql.push_str(part);
         }
@@ -134,6 +136,19 @@ impl Calls for Postgres {
             }
             PgTransactionManager::commit(connection).await?;
             Ok(Ended::Committed)
+        })
+    }
+
+    fn lock_keys<'a>(
+        connection: &'a mut PgConnection,
+        _: &'a str,
+        keys: Vec<i64>,
+    ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            for key in keys {
+                sqlx::query("select pg_advisory_xact_lock($1)").bind(key).execute(&mut *connection).await?;
+            }
+            Ok(())
         })
     }
 
@@ -224,6 +239,7 @@ fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
         Value::Int(int) => query.bind(int),
         Value::Text(text) => query.bind(text.as_str().to_owned()),
         Value::Blob(blob) => query.bind(Vec::from(blob)),
+        Value::Ints(ints) => query.bind(ints),
     })
 }
 

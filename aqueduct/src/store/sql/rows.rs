@@ -207,7 +207,7 @@ pub(super) fn read_content(bytes: Bytes) -> Result<Content, StoreError> {
     }
 }
 
-fn write_event(to: &mut Encoder, event: &Event) {
+pub(super) fn write_event(to: &mut Encoder, event: &Event) {
     let Event { id, source, kind, time, topic, key, subject, schema, content_type, headers, data } = event;
     for text in [id, source, kind] {
         to.bytes(text.as_str().as_bytes());
@@ -221,7 +221,7 @@ fn write_event(to: &mut Encoder, event: &Event) {
     to.headers(headers).bytes(data);
 }
 
-fn read_event(from: &mut Decoder) -> Result<Event, StoreError> {
+pub(super) fn read_event(from: &mut Decoder) -> Result<Event, StoreError> {
     let mut event = Event::default();
     (event.id, event.source, event.kind) = (from.text()?, from.text()?, from.text()?);
     event.time = from.optional_time()?;

@@ -16,10 +16,11 @@ use super::ops::{SHARD, names};
 use super::server_floors::Floors;
 use super::server_outbox::Written;
 use super::server_tx::{End, Ended, Limits};
-use super::store::{Home, Settles, SqlStore};
+use super::store::{Home, HomeCalls, SqlStore};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::outbox::Hint;
 use crate::store::{Claim, Standing};
 use crate::topic::{Partition, Position, Text};
 
@@ -103,6 +104,13 @@ pub(crate) trait Calls: sqlx::Database + Sized {
         end: End,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
+    /// Waits for these locks until they are this transaction's; its end lets them go.
+    fn lock_keys<'a>(
+        connection: &'a mut Self::Connection,
+        prefix: &'a str,
+        keys: Vec<i64>,
+    ) -> BoxFuture<'a, Result<(), sqlx::Error>>;
+
     /// Writes rows of the outbox, in their order, with as few statements as can be.
     fn insert_events<'a>(
         connection: &'a mut Self::Connection,
@@ -128,13 +136,17 @@ pub(crate) enum Meaning {
     Missing,
     /// What was to be inserted is there.
     Duplicate,
-    /// A statement of the transaction failed before, and nothing more can be done in it.
+    /// A statement of the transaction failed before, and nothing more can be done in it. `PostgreSQL` alone does that.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only PostgreSQL says so"))]
     Aborted,
     /// It passes by itself, or when somebody does this.
     Passes(&'static str),
     /// The same will fail again, until somebody does this.
     Stays(&'static str),
 }
+
+/// The statements of one text.
+type Statements = Arc<[Statement]>;
 
 /// A statement that is translated, and how many arguments it takes.
 #[derive(Clone, Debug)]
@@ -162,8 +174,9 @@ struct Shared<DB: Server> {
     /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
     behind_pooler: bool,
     floors: Floors,
+    hint: Hint,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
-    translated: RwLock<BTreeMap<(usize, usize), Arc<[Statement]>>>,
+    translated: RwLock<BTreeMap<(usize, usize), Statements>>,
     /// Connections that handlers have given back in good order; the pool would ask each of them first.
     warm: Mutex<Vec<PoolConnection<DB>>>,
 }
@@ -265,13 +278,14 @@ impl<DB: Server> ServerOptions<DB> {
             behind_pooler: self.behind_pooler,
             shards: RwLock::default(),
             floors: Floors::default(),
+            hint: Hint::default(),
             translated: RwLock::default(),
             warm: Mutex::default(),
         }));
         if self.migrate {
-            database.migrate().await?
+            database.migrate().await?;
         } else {
-            database.check_schema().await?
+            database.check_schema().await?;
         }
         Ok(database)
     }
@@ -316,10 +330,6 @@ impl<DB: Server> ServerDatabase<DB> {
         Ok((1..).zip(DB::MIGRATIONS).map(|(to, sql)| step(prefix, sql, to)).collect())
     }
 
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.0.clock
-    }
-
     /// What the names of tables begin with.
     pub(crate) fn prefix(&self) -> &str {
         &self.0.prefix
@@ -340,7 +350,7 @@ impl<DB: Server> ServerDatabase<DB> {
         run(&mut connection, format!("{}; {}", DB::BEGIN, DB::LOCK)).await?;
         // Another may have done it while this one waited.
         let found = self.version().await?;
-        self.compare(found)?;
+        compare(found)?;
         for (to, sql) in (1..).zip(DB::MIGRATIONS).skip(found as usize) {
             run(&mut connection, step(&self.0.prefix, sql, to)).await?;
         }
@@ -350,7 +360,7 @@ impl<DB: Server> ServerDatabase<DB> {
     /// Refuses tables that are missing, older or newer.
     async fn check_schema(&self) -> Result<(), StoreError> {
         let found = self.version().await?;
-        self.compare(found)?;
+        compare(found)?;
         if found < KNOWN {
             return Err(StoreError::Refused(format!(
                 "{}: the tables have version {found} and this program needs {}: run `aqueduct migrate`, or the SQL that it prints",
@@ -358,10 +368,6 @@ impl<DB: Server> ServerDatabase<DB> {
             )));
         }
         Ok(())
-    }
-
-    fn compare(&self, found: u32) -> Result<(), StoreError> {
-        if found > KNOWN { Err(StoreError::TooNew { found, known: KNOWN }) } else { Ok(()) }
     }
 
     /// The version of the tables; 0 if there are none.
@@ -489,6 +495,10 @@ impl<DB: Server> ServerDatabase<DB> {
     }
 }
 
+fn compare(found: u32) -> Result<(), StoreError> {
+    if found > KNOWN { Err(StoreError::TooNew { found, known: KNOWN }) } else { Ok(()) }
+}
+
 async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> Result<(), sqlx::Error> {
     DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await
 }
@@ -539,7 +549,6 @@ fn explain<DB: Server>(address: &str, error: &sqlx::Error) -> StoreError {
         (Some(Meaning::Missing), _) => unavailable(format!(
             "{address}: a table of Aqueduct is missing, was it dropped? Run `aqueduct migrate` ({error})"
         )),
-        (Some(Meaning::Duplicate | Meaning::Aborted), _) => unavailable(format!("{address}: {error}")),
         (Some(Meaning::Stays(what)), _) => StoreError::Refused(format!("{address}: {what} ({error})")),
         (None, sqlx::Error::PoolTimedOut) => unavailable(format!(
             "{address}: no connection was free, or could be had, for {PATIENCE:?}: is the database up, and does it allow enough connections?"
@@ -572,9 +581,21 @@ impl<DB: Server> std::fmt::Debug for ServerOptions<DB> {
     }
 }
 
-impl<DB: Server> Home for ServerDatabase<DB> {}
+impl<DB: Server> Home for ServerDatabase<DB> {
+    type Sql = DB;
+}
 
-impl<DB: Server> Settles for ServerDatabase<DB> {
+impl<DB: Server> HomeCalls for ServerDatabase<DB> {
+    const SHARDS: u32 = 16;
+
+    fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    fn hint(&self) -> &Hint {
+        &self.0.hint
+    }
+
     fn resume<'a>(&'a self, claim: &'a Claim, at: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
         Box::pin(self.resume(claim, at))
     }

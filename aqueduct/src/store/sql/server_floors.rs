@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::dialect::{Session, Value};
 use super::ops::{fence, fenced};
 use super::server::{Server, ServerDatabase};
-use super::store::{SqlStore, Step};
+use super::store::{HomeCalls, SqlStore, Step};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::{Claim, Standing};
@@ -131,7 +131,7 @@ async fn write_floors<DB: Server>(database: ServerDatabase<DB>) {
             let pending = std::mem::take(&mut state.pending);
             let confirmed = |shard: &i64| state.confirmed.get(shard).copied().flatten();
             let moves = pending.into_iter().map(|(shard, pending)| (shard, confirmed(&shard), pending)).collect();
-            Moves { moves, effect: state.effect.clone(), row: state.row, now: database.clock().now().unix_ms() }
+            Moves { all: moves, effect: state.effect.clone(), row: state.row, now: database.clock().now().unix_ms() }
         };
         moves.write(&database).await;
     }
@@ -139,7 +139,7 @@ async fn write_floors<DB: Server>(database: ServerDatabase<DB>) {
 
 /// Floors on their way to the database: shard, the floor before, and the new one.
 struct Moves {
-    moves: Vec<(i64, Option<Position>, Pending)>,
+    all: Vec<(i64, Option<Position>, Pending)>,
     effect: Option<(Text, Text, Text)>,
     row: Option<[i64; 3]>,
     now: i64,
@@ -147,7 +147,7 @@ struct Moves {
 
 impl Moves {
     async fn write<DB: Server>(self, database: &ServerDatabase<DB>) {
-        let moves = self.moves.iter().map(|(shard, before, Pending { claim, floor, .. })| Move {
+        let moves = self.all.iter().map(|(shard, before, Pending { claim, floor, .. })| Move {
             shard: *shard,
             claim: claim.clone(),
             before: *before,
@@ -159,7 +159,7 @@ impl Moves {
             database.floors().forget();
         }
         let mut answers = written.as_ref().ok().map(|answers| answers.iter());
-        for (shard, _, Pending { claim, floor, waiting }) in self.moves {
+        for (shard, _, Pending { claim, floor, waiting }) in self.all {
             let held = answers.as_mut().and_then(|answers| answers.next().copied()).flatten();
             if written.is_ok() && held.is_none() {
                 database.floors().confirm(shard, Some(floor));

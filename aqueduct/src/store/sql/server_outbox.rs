@@ -1,42 +1,44 @@
-//! Writing events into the outbox table inside the application's transaction.
+//! Writing events into a server's outbox table inside a transaction.
 
-use super::rows;
+use super::outbox::How;
+use super::outgoing;
 use super::server::{Server, ServerDatabase};
-use crate::error::{Error, Result};
+use super::store::HomeCalls;
+use crate::broker::Receipt;
+use crate::error::Result;
 use crate::event::Event;
-use crate::store::Content;
-use crate::topic::Text;
+use crate::topic::{Text, Topic};
 
 /// A row of the outbox as it is written: topic, key, id, type, source, and the event whole.
 pub(crate) type Written = (Text, Option<Text>, Text, Text, Text, Vec<u8>);
 
-/// Publishes events if the transaction commits, in their order.
-pub(super) async fn publish<DB: Server>(
+pub(super) async fn write<DB: Server>(
     database: &ServerDatabase<DB>,
-    name: &Text,
-    connection: &mut DB::Connection,
-    events: Vec<Event>,
-) -> Result<()> {
-    let rows = events.into_iter().map(|event| row(database, name, event)).collect::<Result<Vec<_>>>()?;
-    DB::insert_events(connection, database.prefix(), rows).await?;
-    Ok(())
+    how: &How,
+    transaction: &mut DB::Connection,
+    events: Vec<(Topic, Event)>,
+) -> Result<Vec<Option<Receipt>>> {
+    let rows: Vec<Written> = events.into_iter().map(row).collect();
+    let count = rows.len();
+    if how.serialize_keys {
+        let mut keys: Vec<i64> = rows.iter().filter_map(|row| row.1.as_ref().map(|key| lock_of(&row.0, key))).collect();
+        // In one order, so that two transactions do not wait for each other.
+        keys.sort_unstable();
+        keys.dedup();
+        DB::lock_keys(transaction, database.prefix(), keys).await?;
+    }
+    DB::insert_events(transaction, database.prefix(), rows).await?;
+    database.hint().give();
+    Ok(vec![None; count])
 }
 
-fn row<DB: Server>(database: &ServerDatabase<DB>, name: &Text, mut event: Event) -> Result<Written> {
-    let Some(topic) = event.topic.clone() else {
-        let text = format!("events of type {:?} have no topic: give the event one with `.topic(..)`", event.kind);
-        return Err(Error::msg(text).permanent());
-    };
-    topic.check().map_err(|e| Error::from(e).permanent())?;
-    if event.id.is_empty() {
-        event.id = database.clock().uuid().into();
-    }
-    if event.source.is_empty() {
-        event.source = name.clone();
-    }
-    event.time.get_or_insert_with(|| database.clock().now());
+fn row((topic, event): (Topic, Event)) -> Written {
     let key = event.key.as_ref().map(Text::from);
-    let (id, kind, source) = (event.id.clone(), event.kind.clone(), event.source.clone());
-    let content = rows::content(&Content::Event(std::sync::Arc::new(event)));
-    Ok((topic.into(), key, id, kind, source, content.into()))
+    let content = outgoing::content(&event).into();
+    (topic.into(), key, event.id, event.kind, event.source, content)
+}
+
+/// The number of the lock of a key.
+fn lock_of(topic: &Text, key: &Text) -> i64 {
+    crate::store::outbox::lane_of(topic.as_str().as_bytes(), key.as_str().as_bytes(), 0).0.cast_signed()
 }

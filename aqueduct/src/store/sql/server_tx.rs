@@ -14,17 +14,18 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::dialect::Value;
+use super::outbox::{How, Outbox};
 use super::server::{Meaning, Server, ServerDatabase, meaning};
 use super::server_outbox;
-use super::store::SqlStore;
-use super::tx::{Lends, TxDatabase};
+use super::store::{HomeCalls, SqlStore};
+use super::tx::{Begun, Lends, TxDatabase};
 use crate::broker::Receipt;
 use crate::call::{Call, Origin};
 use crate::clock::Lease;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
-use crate::topic::Epoch;
+use crate::topic::{Epoch, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
 const LONGEST: Duration = Duration::from_hours(1);
@@ -172,6 +173,7 @@ fn remaining<DB: Server>(lease: &Lease, database: &ServerDatabase<DB>) -> Durati
 impl<DB: Server> TxDatabase for DB {}
 
 impl<DB: Server> Lends for DB {
+    type Home = ServerDatabase<DB>;
     type Held = ServerTx<DB>;
 
     const LACKS: &'static str = DB::LACKS_STORE;
@@ -183,7 +185,7 @@ impl<DB: Server> Lends for DB {
     fn lend<'a>(
         store: &'a (dyn Any + Send + Sync),
         call: &'a Call,
-    ) -> BoxFuture<'a, Result<Option<(ServerTx<DB>, Option<Instant>)>>> {
+    ) -> BoxFuture<'a, Result<Option<Begun<ServerTx<DB>>>>> {
         Box::pin(async move {
             let Some(store) = store.downcast_ref::<SqlStore<ServerDatabase<DB>>>() else {
                 return Err(Error::msg(Self::LACKS));
@@ -206,9 +208,18 @@ impl<DB: Server> Lends for DB {
 
     fn publish(held: &mut ServerTx<DB>, event: Event) -> BoxFuture<'_, Result<Option<Receipt>>> {
         Box::pin(async move {
-            let (database, name) = (held.database.clone(), held.origin.consumer.clone());
-            server_outbox::publish(&database, &name, held, vec![event]).await.map(|()| None)
+            let outbox = Outbox::new(held.origin.consumer.clone(), &held.database);
+            outbox.publish(held, event).await
         })
+    }
+
+    fn write<'a>(
+        home: &'a ServerDatabase<DB>,
+        how: &'a How,
+        transaction: &'a mut DB::Connection,
+        events: Vec<(Topic, Event)>,
+    ) -> BoxFuture<'a, Result<Vec<Option<Receipt>>>> {
+        Box::pin(server_outbox::write(home, how, transaction, events))
     }
 }
 

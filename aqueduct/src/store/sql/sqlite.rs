@@ -1,10 +1,13 @@
 //! What is SQLite's own: the file, its connections, its migrations and its errors.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
@@ -17,12 +20,13 @@ use super::append::Inserts;
 use super::dialect::{Database, Kind, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::place::Place;
-use super::store::{Home, Settles, SqlStore};
+use super::store::{Home, HomeCalls, SqlStore};
 use super::wal;
 use super::writer::{AnyTask, Loan, Task, Writer};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::outbox::Hint;
 use crate::topic::Text;
 
 /// The schema of this version of the library, and how each version before becomes the next.
@@ -72,6 +76,8 @@ struct Shared {
     create: Option<u32>,
     inserts: Inserts,
     identity: Text,
+    lists: Arc<Lists>,
+    hint: Hint,
 }
 
 /// How a file is opened; made by [`SqliteFile::options`].
@@ -156,6 +162,8 @@ impl SqliteOptions {
             create,
             inserts: Inserts::default(),
             identity,
+            lists: Arc::default(),
+            hint: Hint::default(),
         }));
         tokio::spawn(keep_house(Arc::downgrade(&file.0)));
         Ok(file)
@@ -262,9 +270,22 @@ impl std::fmt::Debug for SqliteFile {
     }
 }
 
-impl Home for SqliteFile {}
+impl Home for SqliteFile {
+    type Sql = sqlx::Sqlite;
+}
 
-impl Settles for SqliteFile {}
+impl HomeCalls for SqliteFile {
+    // There is one writer, so that more would gain nothing.
+    const SHARDS: u32 = 1;
+
+    fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    fn hint(&self) -> &Hint {
+        &self.0.hint
+    }
+}
 
 /// A store in an SQLite file; those of many partitions share a commit.
 ///
@@ -287,13 +308,14 @@ impl SqliteStore {
 
 impl Database for SqliteFile {
     fn write(&self, work: Box<dyn Work>) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write_with(AnyWork { work, path: self.0.path.clone() }))
+        Box::pin(self.write_with(AnyWork { work, path: self.0.path.clone(), lists: Arc::clone(&self.0.lists) }))
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Box<dyn Session>, StoreError>> {
         Box::pin(async move {
             let connection = self.0.readers.acquire().await.map_err(|e| self.explain(e))?;
-            Ok(Box::new(Reading { connection, path: self.0.path.clone() }) as Box<dyn Session>)
+            let (path, lists) = (self.0.path.clone(), Arc::clone(&self.0.lists));
+            Ok(Box::new(Reading { connection, path, lists }) as Box<dyn Session>)
         })
     }
 }
@@ -317,13 +339,15 @@ async fn keep_house(file: Weak<Shared>) {
 struct AnyWork {
     work: Box<dyn Work>,
     path: PathBuf,
+    lists: Arc<Lists>,
 }
 
 impl Task for AnyWork {
     type Answer = ();
 
     fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move { self.work.run(&mut Borrowed { connection, path: &self.path }).await })
+        let Self { work, path, lists } = self;
+        Box::pin(async move { work.run(&mut Borrowed { connection, path, lists }).await })
     }
 }
 
@@ -331,62 +355,81 @@ impl Task for AnyWork {
 struct Borrowed<'c> {
     connection: &'c mut SqliteConnection,
     path: &'c Path,
+    lists: &'c Lists,
 }
 
 /// A connection of the readers.
 struct Reading {
     connection: sqlx::pool::PoolConnection<sqlx::Sqlite>,
     path: PathBuf,
+    lists: Arc<Lists>,
 }
 
 impl Session for Borrowed<'_> {
     fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(execute(self.connection, self.path, sql, args))
+        Box::pin(execute(self.connection, self.path, self.lists.query(sql, args)))
     }
 
     fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
-        Box::pin(fetch(self.connection, self.path, sql, args))
+        Box::pin(fetch(self.connection, self.path, self.lists.query(sql, args)))
     }
 }
 
 impl Session for Reading {
     fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(execute(&mut self.connection, &self.path, sql, args))
+        Box::pin(execute(&mut self.connection, &self.path, self.lists.query(sql, args)))
     }
 
     fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
-        Box::pin(fetch(&mut self.connection, &self.path, sql, args))
+        Box::pin(fetch(&mut self.connection, &self.path, self.lists.query(sql, args)))
     }
 }
 
 type Query = sqlx::query::Query<'static, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
 
-fn query(sql: &'static str, args: Vec<Value>) -> Query {
-    args.into_iter().fold(sqlx::query(sql), |query, value| match value {
-        Value::Null(_) => query.bind(None::<i64>),
-        Value::Int(int) => query.bind(int),
-        Value::Text(text) => query.bind(text.as_str().to_owned()),
-        Value::Blob(blob) => query.bind(Vec::from(blob)),
-    })
+/// Statements with lists of numbers as SQLite takes them, by where the library has their texts: a list is one argument, a
+/// JSON array, so that the statement is the same for lists of any length.
+#[derive(Default)]
+struct Lists(Mutex<BTreeMap<(usize, usize), Arc<str>>>);
+
+impl Lists {
+    fn query(&self, sql: &'static str, args: Vec<Value>) -> Query {
+        let has_list = args.iter().any(|arg| matches!(arg, Value::Ints(_)));
+        let query = if has_list { sqlx::query(AssertSqlSafe(self.translated(sql))) } else { sqlx::query(sql) };
+        args.into_iter().fold(query, |query, value| match value {
+            Value::Null(_) => query.bind(None::<i64>),
+            Value::Int(int) => query.bind(int),
+            Value::Text(text) => query.bind(text.as_str().to_owned()),
+            Value::Blob(blob) => query.bind(Vec::from(blob)),
+            Value::Ints(ints) => query.bind(json_array(&ints)),
+        })
+    }
+
+    fn translated(&self, sql: &'static str) -> Arc<str> {
+        let at = (sql.as_ptr().addr(), sql.len());
+        let translate = || sql.replace("in_ints(?)", "in (select value from json_each(?))").into();
+        Arc::clone(self.0.lock().entry(at).or_insert_with(translate))
+    }
 }
 
-async fn execute(
-    connection: &mut SqliteConnection,
-    path: &Path,
-    sql: &'static str,
-    args: Vec<Value>,
-) -> Result<u64, StoreError> {
-    let done = query(sql, args).execute(connection).await.map_err(|e| explain(path, e))?;
+fn json_array(ints: &[i64]) -> String {
+    let mut text = String::with_capacity(2 + ints.len() * 8);
+    for int in ints {
+        text.push(if text.is_empty() { '[' } else { ',' });
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{int}");
+    }
+    text.push_str(if text.is_empty() { "[]" } else { "]" });
+    text
+}
+
+async fn execute(connection: &mut SqliteConnection, path: &Path, query: Query) -> Result<u64, StoreError> {
+    let done = query.execute(connection).await.map_err(|e| explain(path, e))?;
     Ok(done.rows_affected())
 }
 
-async fn fetch(
-    connection: &mut SqliteConnection,
-    path: &Path,
-    sql: &'static str,
-    args: Vec<Value>,
-) -> Result<Vec<SqlRow>, StoreError> {
-    let rows = query(sql, args).fetch_all(connection).await.map_err(|e| explain(path, e))?;
+async fn fetch(connection: &mut SqliteConnection, path: &Path, query: Query) -> Result<Vec<SqlRow>, StoreError> {
+    let rows = query.fetch_all(connection).await.map_err(|e| explain(path, e))?;
     rows.iter().map(|row| sql_row(row).map_err(|e| explain(path, e))).collect()
 }
 

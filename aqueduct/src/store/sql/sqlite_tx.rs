@@ -7,20 +7,22 @@ use sqlx::sqlite::{Sqlite, SqliteConnection};
 use tokio::time::Instant;
 
 use super::inbox::Entry;
-use super::outbox::Outbox;
+use super::outbox::{How, Outbox};
 use super::sqlite::{SqliteFile, SqliteStore};
-use super::tx::{Lends, TxDatabase};
+use super::sqlite_outbox;
+use super::tx::{Begun, Lends, TxDatabase};
 use super::writer::{Lent, Loan};
 use crate::broker::Receipt;
 use crate::call::Call;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
+use crate::topic::Topic;
 
 /// What a handler of [`Tx<Sqlite>`](super::Tx) has: the file's one writing connection, inside a savepoint.
 pub struct SqliteTx {
     lent: Lent,
-    outbox: Outbox,
+    outbox: Outbox<Sqlite>,
 }
 
 impl Deref for SqliteTx {
@@ -51,6 +53,7 @@ impl Unit for SqliteTx {
 impl TxDatabase for Sqlite {}
 
 impl Lends for Sqlite {
+    type Home = SqliteFile;
     type Held = SqliteTx;
 
     const LACKS: &'static str =
@@ -60,10 +63,7 @@ impl Lends for Sqlite {
         store.is::<SqliteStore>()
     }
 
-    fn lend<'a>(
-        store: &'a (dyn Any + Send + Sync),
-        call: &'a Call,
-    ) -> BoxFuture<'a, Result<Option<(SqliteTx, Option<Instant>)>>> {
+    fn lend<'a>(store: &'a (dyn Any + Send + Sync), call: &'a Call) -> BoxFuture<'a, Result<Option<Begun<SqliteTx>>>> {
         Box::pin(async move {
             let Some(store) = store.downcast_ref::<SqliteStore>() else { return Err(Error::msg(Self::LACKS)) };
             let file = store.home();
@@ -80,7 +80,16 @@ impl Lends for Sqlite {
     }
 
     fn publish(held: &mut SqliteTx, event: Event) -> BoxFuture<'_, Result<Option<Receipt>>> {
-        Box::pin(async move { held.outbox.publish(held.lent.connection_mut(), event).await.map(Some) })
+        Box::pin(async move { held.outbox.publish(held.lent.connection_mut(), event).await })
+    }
+
+    fn write<'a>(
+        home: &'a SqliteFile,
+        how: &'a How,
+        transaction: &'a mut SqliteConnection,
+        events: Vec<(Topic, Event)>,
+    ) -> BoxFuture<'a, Result<Vec<Option<Receipt>>>> {
+        Box::pin(sqlite_outbox::write(home, how, transaction, events))
     }
 }
 

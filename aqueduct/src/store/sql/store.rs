@@ -9,9 +9,11 @@ use super::dialect::{Database, Session, Value, Work};
 use super::lookup::{self, sql_limit};
 use super::ops::{Shard, fence, fenced, names, one};
 use super::rows;
-use crate::clock::Timestamp;
+use super::tx::TxDatabase;
+use crate::clock::{Clock, Timestamp};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::outbox::Hint;
 use crate::store::{
     Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Standing, Store, StoreAbilities,
     TakeOver,
@@ -22,10 +24,24 @@ use crate::topic::{Partition, Position, Text};
 ///
 /// It is an [`SqliteFile`](crate::sqlite::SqliteFile), a `PgDatabase` or a `MySqlDatabase`; the trait is not for others.
 #[expect(private_bounds, reason = "the calls of a database are the library's own")]
-pub trait Home: Database + Clone + std::fmt::Debug + Settles {}
+pub trait Home: Database + Clone + std::fmt::Debug + HomeCalls {
+    /// The database of sqlx.
+    type Sql: TxDatabase<Home = Self>;
+}
 
-/// How a database keeps up to where partitions are settled. Where the log is in the same file there is no need.
-pub(crate) trait Settles {
+/// What a database has beside its tables.
+pub(crate) trait HomeCalls {
+    /// Over how many shards its outbox spreads its rows, 16 at the most.
+    const SHARDS: u32;
+
+    /// Where times and ids come from.
+    fn clock(&self) -> &Clock;
+
+    /// Tells the relays of this process about rows of the outbox.
+    fn hint(&self) -> &Hint;
+
+    // How it keeps up to where partitions are settled. Where the log is in the same file there is no need.
+
     fn resume<'a>(&'a self, _: &'a Claim, _: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
         Box::pin(std::future::ready(Ok(None)))
     }
@@ -340,11 +356,12 @@ impl Step for HoldBack {
 #[cfg(all(test, feature = "sqlite"))]
 mod tests {
     use super::super::sqlite::SqliteFile;
-    use super::super::{lookup, ops};
+    use super::super::{lookup, ops, relay};
     use super::*;
 
     /// What a plan may walk through: results in between. The index of the few commands that wait may be walked too.
-    const WALKED: [&str; 8] = ["marks", "heads", "parked", "blocking", "m", "h", "l", "CONSTANT"];
+    const WALKED: [&str; 10] =
+        ["marks", "heads", "parked", "blocking", "lowest", "m", "h", "l", "CONSTANT", "json_each"];
 
     #[tokio::test]
     async fn no_statement_walks_through_a_table() {
@@ -352,8 +369,9 @@ mod tests {
         let file = SqliteFile::open(folder.path().join("plans.db")).await.unwrap();
         let mut session = Database::read(&file).await.unwrap();
         let own = [RAISE_FENCE, FIND_SHARD, HOLD_BACK];
-        let statements = [&own[..], &ops::ALL, &lookup::ALL, &commands::ALL].concat();
+        let statements = [&own[..], &ops::ALL, &lookup::ALL, &commands::ALL, &relay::ALL].concat();
         for statement in statements.iter().flat_map(|text| text.split(';')).filter(|text| !text.trim().is_empty()) {
+            let statement = statement.replace("in_ints(?)", "in (select value from json_each(?))");
             let explained = Box::leak(format!("explain query plan {statement}").into_boxed_str());
             let plan = session.fetch(explained, vec![]).await.unwrap();
             let plan: Vec<Text> = plan.iter().map(|step| step.text(3).unwrap()).collect();

@@ -5,12 +5,15 @@ use std::ops::{Deref, DerefMut};
 
 use tokio::time::Instant;
 
+use super::outbox::How;
+use super::store::Home;
 use crate::broker::Receipt;
 use crate::call::{Call, Loan};
 use crate::error::{Error, Result, WiringError};
 use crate::event::Event;
 use crate::extract::{FromCall, Rejection, Wiring};
 use crate::outcome::{BoxFuture, Unit};
+use crate::topic::Topic;
 
 /// The transaction of an attempt, as an argument of a handler: what it writes, the events it publishes and the record that
 /// the event took effect are committed together, or none of them.
@@ -51,8 +54,14 @@ pub struct Tx<DB: TxDatabase> {
 #[expect(private_bounds, reason = "how a transaction is lent is the library's own")]
 pub trait TxDatabase: Lends {}
 
+/// A transaction, and until when it may be held.
+pub(crate) type Begun<T> = (T, Option<Instant>);
+
 /// How a database lends its transactions.
 pub(crate) trait Lends: sqlx::Database {
+    /// What it is to this library.
+    type Home: Home<Sql = Self>;
+
     /// The transaction while a handler has it.
     type Held: Unit + DerefMut<Target = Self::Connection> + 'static;
 
@@ -64,13 +73,19 @@ pub(crate) trait Lends: sqlx::Database {
 
     /// Begins the transaction of an attempt, with its event in the inbox; and until when it may be held. None if the event
     /// has taken effect before.
-    fn lend<'a>(
-        store: &'a (dyn Any + Send + Sync),
-        call: &'a Call,
-    ) -> BoxFuture<'a, Result<Option<(Self::Held, Option<Instant>)>>>;
+    fn lend<'a>(store: &'a (dyn Any + Send + Sync), call: &'a Call)
+    -> BoxFuture<'a, Result<Option<Begun<Self::Held>>>>;
 
     /// Publishes an event if the transaction commits.
     fn publish(held: &mut Self::Held, event: Event) -> BoxFuture<'_, Result<Option<Receipt>>>;
+
+    /// Writes events that are complete into the outbox.
+    fn write<'a>(
+        home: &'a Self::Home,
+        how: &'a How,
+        transaction: &'a mut Self::Connection,
+        events: Vec<(Topic, Event)>,
+    ) -> BoxFuture<'a, Result<Vec<Option<Receipt>>>>;
 }
 
 impl<DB: TxDatabase> Deref for Tx<DB> {

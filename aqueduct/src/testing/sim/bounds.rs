@@ -98,7 +98,7 @@ fn held(records: &[Record], truth: &Truth, index: &Index) -> Vec<Violation> {
                 of.remove(&(partition.clone(), *position));
             }
             What::Remembered { partition, position } => {
-                drop(remembered.insert((record.instance, partition), *position))
+                remembered.insert((record.instance, partition), *position);
             }
             What::Floor { partition, position } => of.retain(|(p, at)| p != partition || at > position),
             What::Assigned { partition, .. } | What::Lost { partition } | What::Released { partition } => {
