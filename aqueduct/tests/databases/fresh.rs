@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use aqueduct::mysql::{MySql, MySqlDatabase};
 use aqueduct::postgres::{PgDatabase, Postgres};
 use aqueduct::sql::{Server, ServerDatabase, ServerOptions, TxDatabase};
+use aqueduct::{Event, Outbox};
 use sqlx::AssertSqlSafe;
 use sqlx::Row as _;
 
@@ -45,6 +46,12 @@ pub(crate) trait TestDatabase: Server + TxDatabase {
     fn run(connection: &mut Self::Connection, sql: String) -> impl Future<Output = sqlx::Result<()>> + Send;
     fn number(connection: &mut Self::Connection, sql: String) -> impl Future<Output = sqlx::Result<i64>> + Send;
     fn connect() -> impl Future<Output = Self::Connection> + Send;
+    fn outbox(name: &str, database: &ServerDatabase<Self>) -> Outbox<Self>;
+    fn publish_all(
+        outbox: &Outbox<Self>,
+        connection: &mut Self::Connection,
+        events: Vec<Event>,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 macro_rules! test_database {
@@ -67,6 +74,14 @@ macro_rules! test_database {
             async fn connect() -> Self::Connection {
                 <Self::Connection as sqlx::Connection>::connect(&$url).await.unwrap()
             }
+
+            fn outbox(name: &str, database: &ServerDatabase<Self>) -> Outbox<Self> {
+                Outbox::new(name.to_owned(), database)
+            }
+
+            async fn publish_all(outbox: &Outbox<Self>, connection: &mut Self::Connection, events: Vec<Event>) {
+                outbox.publish_all(connection, events).await.unwrap();
+            }
         }
     };
 }
@@ -79,3 +94,22 @@ pub(crate) async fn tables<DB: TestDatabase>() -> (ServerDatabase<DB>, String) {
     let prefix = prefix();
     (DB::options().prefix(prefix.clone()).connect().await.unwrap(), prefix)
 }
+
+/// Each test on each server.
+macro_rules! on_servers {
+    ($($name:ident),* $(,)?) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::Postgres>().await;
+            })*
+        }
+        mod mysql {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<super::MySql>().await;
+            })*
+        }
+    };
+}
+pub(crate) use on_servers;

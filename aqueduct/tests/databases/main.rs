@@ -6,6 +6,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
 mod fresh;
+mod relay;
+#[path = "../it/relay_cases.rs"]
+mod relay_cases;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;

@@ -217,24 +217,7 @@ async fn a_deadlock_spends_no_attempt<DB: TestDatabase>() {
     assert_eq!(attempts.load(Ordering::SeqCst), 1, "the deadlock was the fault of no event");
 }
 
-macro_rules! on_servers {
-    ($($name:ident),* $(,)?) => {
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name::<super::Postgres>().await;
-            })*
-        }
-        mod mysql {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name::<super::MySql>().await;
-            })*
-        }
-    };
-}
-
-on_servers!(
+crate::fresh::on_servers!(
     attempts_are_committed_as_a_whole,
     a_savepoint_may_be_rolled_back,
     who_was_replaced_commits_nothing,

@@ -1,0 +1,96 @@
+//! The relay on the outbox tables of database servers.
+
+use std::time::Duration;
+
+use aqueduct::mysql::MySql;
+use aqueduct::postgres::Postgres;
+use aqueduct::sql::{ServerDatabase, SqlStore};
+use aqueduct::{Event, Outbox, OutboxTable};
+use sqlx::Connection as _;
+
+use crate::fresh::{TestDatabase, tables};
+use crate::relay_cases::{self as cases, Site};
+
+/// The database does not tell of its changes, so they are asked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+struct Server<DB: TestDatabase> {
+    database: ServerDatabase<DB>,
+    prefix: String,
+    outbox: Outbox<DB>,
+    /// The application's own.
+    connection: tokio::sync::Mutex<DB::Connection>,
+}
+
+impl<DB: TestDatabase> Server<DB> {
+    async fn new() -> Self {
+        let (database, prefix) = tables::<DB>().await;
+        let outbox = DB::outbox("shop", &database);
+        let connection = tokio::sync::Mutex::new(DB::connect().await);
+        Self { database, prefix, outbox, connection }
+    }
+
+    fn sql(&self, sql: &str) -> String {
+        let sql = sql.replace("aq_", &self.prefix);
+        // A word of the language in MySQL.
+        if DB::NAME == "MySQL" { sql.replace(" key,", " `key`,") } else { sql }
+    }
+}
+
+impl<DB: TestDatabase> Site for Server<DB> {
+    fn table(&self) -> OutboxTable {
+        OutboxTable::from(&SqlStore::new(&self.database))
+    }
+
+    async fn write(&self, events: Vec<Event>) {
+        let mut connection = self.connection.lock().await;
+        let mut tx = connection.begin().await.unwrap();
+        DB::publish_all(&self.outbox, &mut tx, events).await;
+        tx.commit().await.unwrap();
+    }
+
+    async fn run(&self, sql: &'static str) {
+        DB::run(&mut *self.connection.lock().await, self.sql(sql)).await.unwrap();
+    }
+
+    async fn count(&self, sql: &'static str) -> i64 {
+        DB::number(&mut *self.connection.lock().await, self.sql(sql)).await.unwrap()
+    }
+
+    fn changed(&self) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(LOOK_AGAIN)
+    }
+}
+
+async fn a_backlog_is_drained_in_order<DB: TestDatabase>() {
+    cases::a_backlog_is_drained_in_order(&Server::<DB>::new().await, 50_000).await;
+}
+
+async fn a_row_is_published_at_once<DB: TestDatabase>() {
+    cases::a_row_is_published_at_once(&Server::<DB>::new().await).await;
+}
+
+async fn a_refused_row_parks_its_key_and_no_other<DB: TestDatabase>() {
+    cases::a_refused_row_parks_its_key_and_no_other(&Server::<DB>::new().await).await;
+}
+
+async fn rows_of_other_languages_are_events_or_say_why_not<DB: TestDatabase>() {
+    cases::rows_of_other_languages_are_events_or_say_why_not(&Server::<DB>::new().await).await;
+}
+
+async fn relays_that_are_killed_lose_nothing<DB: TestDatabase>() {
+    cases::relays_that_are_killed_lose_nothing(&Server::<DB>::new().await, 5_000).await;
+}
+
+async fn an_audit_keeps_what_was_published<DB: TestDatabase>() {
+    cases::an_audit_keeps_what_was_published(&Server::<DB>::new().await).await;
+}
+
+crate::fresh::on_servers!(
+    a_backlog_is_drained_in_order,
+    a_row_is_published_at_once,
+    a_refused_row_parks_its_key_and_no_other,
+    rows_of_other_languages_are_events_or_say_why_not,
+    relays_that_are_killed_lose_nothing,
+    an_audit_keeps_what_was_published,
+);
