@@ -10,6 +10,11 @@ mod commands;
 pub(crate) mod dialect;
 pub(crate) mod identities;
 mod inbox;
+#[cfg_attr(
+    not(any(test, feature = "testing")),
+    allow(dead_code, reason = "until the relay keeps its shards by it, only tests do")
+)]
+mod lease;
 pub(crate) mod log;
 mod lookup;
 mod ops;
@@ -24,6 +29,8 @@ pub(crate) mod tx;
 mod wal;
 pub(crate) mod writer;
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use lease::SqlLeases;
 pub use outbox::Outbox;
 pub use shards::ShardStatus;
 pub use sqlite::{SqliteFile, SqliteOptions};

@@ -127,12 +127,8 @@ impl SqlStore {
         Self { database }
     }
 
-    /// Runs a step in a transaction of its own and answers when it is committed.
     async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
-        let found = Arc::new(Mutex::new(None));
-        self.database.write(Box::new(Answered { step, found: Arc::clone(&found) })).await?;
-        let answer = found.lock().take();
-        answer.ok_or_else(|| StoreError::Unavailable("the transaction was committed without its work".into()))
+        write(&*self.database, step).await
     }
 
     /// Says whether these rows may be written: before the first of them is, so that a refusal changes nothing.
@@ -226,6 +222,14 @@ pub(super) trait Step: Send + 'static {
     type Answer: Send;
 
     fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;
+}
+
+/// Runs a step in a transaction of its own and answers when it is committed.
+pub(super) async fn write<S: Step>(database: &dyn Database, step: S) -> Result<S::Answer, StoreError> {
+    let found = Arc::new(Mutex::new(None));
+    database.write(Box::new(Answered { step, found: Arc::clone(&found) })).await?;
+    let answer = found.lock().take();
+    answer.ok_or_else(|| StoreError::Unavailable("the transaction was committed without its work".into()))
 }
 
 struct Answered<S: Step> {
@@ -371,7 +375,7 @@ impl Step for HoldBack {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{lookup, ops};
+    use super::super::{lease, lookup, ops};
     use super::*;
 
     /// What a plan may walk through: results in between. The index of the few commands that wait may be walked too.
@@ -383,7 +387,7 @@ mod tests {
         let file = SqliteFile::open(folder.path().join("plans.db")).await.unwrap();
         let mut session = Database::read(&file).await.unwrap();
         let own = [RAISE_FENCE, FIND_SHARD, HOLD_BACK];
-        let statements = [&own[..], &ops::ALL, &lookup::ALL, &commands::ALL].concat();
+        let statements = [&own[..], &ops::ALL, &lookup::ALL, &commands::ALL, &lease::ALL].concat();
         for statement in statements.iter().flat_map(|text| text.split(';')).filter(|text| !text.trim().is_empty()) {
             let explained = Box::leak(format!("explain query plan {statement}").into_boxed_str());
             let plan = session.fetch(explained, vec![]).await.unwrap();
