@@ -88,10 +88,6 @@ mod handler;
 mod headers;
 mod layer;
 #[cfg(feature = "sqlite")]
-#[cfg_attr(
-    not(any(test, feature = "testing")),
-    allow(dead_code, unused_imports, reason = "until the relay keeps its shards by it, only tests do")
-)]
 mod lease;
 mod message;
 mod outcome;

@@ -472,6 +472,21 @@ async fn a_table_that_was_away_costs_nobody_anything() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_heard_is_not_struck_off_though_it_gets_no_answers() {
+    let mut ground = Ground::new(7, 4, false);
+    let first = ground.start();
+    ground.start();
+    ground.balanced_within(ms(8_000)).await;
+    let epochs = ground.seen.len();
+    *ground.instances[&first].door.way.lock() = Way::NoAnswers;
+    ground.pass(ms(30_000)).await;
+    assert!(!ground.is_whole(), "its lease has lapsed");
+    *ground.instances[&first].door.way.lock() = Way::Open;
+    ground.whole_within(ms(2_500)).await;
+    assert_eq!(ground.seen.len(), epochs, "nobody else could have owned its parts");
+}
+
+#[tokio::test(start_paused = true)]
 async fn leaving_ends_where_the_table_does_not_answer() {
     let mut ground = Ground::new(6, 2, false);
     let first = ground.start();
