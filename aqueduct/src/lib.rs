@@ -88,6 +88,8 @@ pub mod guide {
 mod handler;
 mod headers;
 mod layer;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+mod lease;
 mod message;
 mod outcome;
 mod pattern;

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::clock::{Clock, Lease, Timestamp};
+use crate::clock::{Clock, Timestamp};
 use crate::error::StoreError;
 use crate::event::Event;
+pub(crate) use crate::lease::Held;
 use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Key, LaneId, Partition, Place, Text, Topic};
 
@@ -73,13 +74,18 @@ pub(crate) trait Keeper: Send + Sync + 'static {
     fn leave(&self) -> BoxFuture<'_, ()>;
 }
 
-/// An ownership of a shard.
-#[derive(Clone, Debug)]
-pub(crate) struct Held {
-    pub(crate) epoch: Epoch,
-    pub(crate) lease: Lease,
-    /// It is to be given up.
-    pub(crate) revoking: bool,
+impl Keeper for crate::lease::Keeper {
+    fn owned(&self) -> watch::Receiver<BTreeMap<Text, Held>> {
+        self.owned()
+    }
+
+    fn let_go<'a>(&'a self, shard: &'a Text) -> BoxFuture<'a, ()> {
+        Box::pin(self.let_go(shard))
+    }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.leave())
+    }
 }
 
 /// A row of the outbox.

@@ -101,13 +101,13 @@ macro_rules! on_servers {
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name::<super::Postgres>().await;
+                super::$name::<aqueduct::postgres::Postgres>().await;
             })*
         }
         mod mysql {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name::<super::MySql>().await;
+                super::$name::<aqueduct::mysql::MySql>().await;
             })*
         }
     };

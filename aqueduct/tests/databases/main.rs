@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
 mod fresh;
+mod leases;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use aqueduct::mysql::MySql;
-use aqueduct::postgres::Postgres;
 use aqueduct::sql::{ServerDatabase, SqlStore};
 use aqueduct::{Event, Outbox, OutboxTable};
 use sqlx::Connection as _;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aqueduct::mysql::MySql;
 use aqueduct::postgres::Postgres;
 use aqueduct::sql::{ServerDatabase, SqlStore};
 use aqueduct::store::{Query, Store};

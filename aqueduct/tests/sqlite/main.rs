@@ -9,6 +9,7 @@ mod damage;
 mod disk;
 #[cfg(unix)]
 mod history;
+mod leases;
 mod log_damage;
 mod operators;
 #[cfg(unix)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::source::{Finding, Source};
 
 /// More than its budget, with a sentence in ARCHITECTURE.md that says why: area and lines.
-const EXCEEDED: [(&str, usize); 3] = [("broker/sqlite", 2_250), ("engine", 3_500), ("format/cloudevents", 450)];
+const EXCEEDED: [(&str, usize); 3] = [("broker/sqlite", 2_370), ("engine", 3_500), ("format/cloudevents", 450)];
 
 /// The area that a file counts for and its budget; none for the test kit, which is tests.
 fn area(source: &Source) -> Option<(String, usize)> {

@@ -43,7 +43,9 @@ fn area(module: &[String]) -> Option<Area> {
     Some(match names[..] {
         [] => Area::Root,
         [name] if TYPES.contains(&name) => Area::Types,
-        ["broker" | "store" | "format" | "extract"] | ["store", "outbox"] | ["format", "object"] => Area::Port,
+        ["broker" | "store" | "format" | "extract"] | ["store", "outbox"] | ["format", "object"] | ["lease", ..] => {
+            Area::Port
+        }
         [port @ ("broker" | "store" | "format"), adapter, ..] => Area::Adapter(port.to_owned(), adapter.to_owned()),
         ["compat", ..] => Area::Compat,
         ["extract", ..] => Area::Api,

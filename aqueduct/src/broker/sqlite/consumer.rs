@@ -8,13 +8,47 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Topic;
 use crate::broker::Start;
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Lease, Timestamp};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::sql::log::{PartitionEntry, damage};
 use crate::store::sql::sqlite::SqliteFile;
 use crate::store::sql::writer::Task;
 use crate::topic::{Epoch, Partition, Text};
+
+/// By what right an instance owns a consumer.
+#[derive(Clone, Debug)]
+pub(super) struct Right {
+    /// For ever with the consumer's lock.
+    pub(super) lease: Lease,
+    pub(super) clock: Clock,
+    /// The consumer's epochs are not below this one, the lease's own.
+    pub(super) least: Epoch,
+}
+
+impl Right {
+    pub(super) fn by_lock(clock: &Clock) -> Self {
+        Self { lease: Lease::forever(), clock: clock.clone(), least: Epoch(0) }
+    }
+
+    pub(super) fn holds(&self) -> bool {
+        self.lease.holds(&self.clock)
+    }
+
+    /// Raises the epoch of a consumer above what it was and above `above`. The right is looked at inside the transaction,
+    /// in which no other owner can write: who was stopped before, and resumes, raises nothing above its successor.
+    async fn raise(
+        &self,
+        connection: &mut SqliteConnection,
+        consumer: &Text,
+        above: Epoch,
+    ) -> Result<Epoch, sqlx::Error> {
+        if !self.holds() {
+            return Err(sqlx::Error::Io(std::io::Error::other("the lease on the consumer has lapsed")));
+        }
+        raise(connection, consumer, above.max(Epoch(self.least.0.saturating_sub(1)))).await
+    }
+}
 
 /// A partition as its consumer has it.
 #[derive(Clone, Debug)]
@@ -77,6 +111,7 @@ pub(super) struct Enter {
     pub(super) start: Start,
     /// The epoch that the consumer runs under; none to raise it.
     pub(super) epoch: Option<Epoch>,
+    pub(super) right: Right,
     pub(super) file: SqliteFile,
 }
 
@@ -92,7 +127,7 @@ impl Enter {
     async fn enter(&self, connection: &mut SqliteConnection) -> Result<(Epoch, Vec<Floor>), sqlx::Error> {
         let epoch = match self.epoch {
             Some(epoch) => epoch,
-            None => raise(connection, &self.consumer, Epoch(0)).await?,
+            None => self.right.raise(connection, &self.consumer, Epoch(0)).await?,
         };
         let mut floors = Vec::new();
         for (id, topic, partitions) in &self.topics {
@@ -219,12 +254,12 @@ async fn first_since(
 }
 
 /// A partition begins anew under an epoch above another. Answers the epoch and the floor.
-#[derive(Clone)]
 pub(super) struct Restart {
     pub(super) consumer: Text,
     pub(super) topic: i64,
     pub(super) number: u32,
     pub(super) above: Epoch,
+    pub(super) right: Right,
     pub(super) file: SqliteFile,
 }
 
@@ -238,7 +273,7 @@ impl Task for Restart {
 
 impl Restart {
     async fn restart(&self, connection: &mut SqliteConnection) -> Result<(Epoch, Option<u64>), sqlx::Error> {
-        let epoch = raise(connection, &self.consumer, self.above).await?;
+        let epoch = self.right.raise(connection, &self.consumer, self.above).await?;
         let row = sqlx::query(
             "update aq_floors set epoch = ? where consumer = ? and topic = ? and number = ?
              returning consumer, topic, number, floor, seal",

@@ -8,13 +8,15 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::consumer::{Enter, Floor, Restart};
+use super::consumer::{Enter, Floor, Restart, Right};
 use super::floors::Floors;
+use super::leased::Leased;
 use super::lock::ConsumerLock;
 use super::reader::Reader;
 use super::state::State;
 use super::{SqliteBroker, broker_error, wildcard};
 use crate::broker::{self, Arrival, Membership, Room, Start, Subscription};
+use crate::clock::Clock;
 use crate::error::BrokerError;
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
@@ -25,7 +27,7 @@ use crate::topic::{Epoch, Partition, Text, Topic};
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a partition waits to be begun anew if that failed.
-const RELEASE_RETRY: Duration = Duration::from_millis(500);
+pub(super) const RELEASE_RETRY: Duration = Duration::from_millis(500);
 
 /// How often the lock is tried again while joining waits.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
@@ -34,8 +36,14 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 pub(super) struct SqliteMember {
     inner: Arc<Inner>,
     floors: Floors,
-    lock: Mutex<Option<ConsumerLock>>,
+    hold: Hold,
     reader: JoinHandle<()>,
+}
+
+/// What makes this the one instance.
+enum Hold {
+    Lock(Mutex<Option<ConsumerLock>>),
+    Lease(Leased),
 }
 
 /// What the member and its reader share.
@@ -52,9 +60,9 @@ pub(super) struct Inner {
     pub(super) wanted: Notify,
 }
 
-/// Takes the consumer's lock, raises its epoch, and gives it every partition.
+/// Takes the consumer's lock or lease, raises its epoch, and gives it every partition.
 pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> Result<SqliteMember, BrokerError> {
-    let Subscription { consumer, topics, start, .. } = subscription;
+    let Subscription { consumer, topics, start, clock, .. } = subscription;
     let (mut exact, mut patterns, mut entered) = (Vec::new(), Vec::new(), Vec::new());
     for topic in topics {
         if let Some(pattern) = wildcard(&topic)? {
@@ -66,21 +74,36 @@ pub(super) async fn join(broker: &SqliteBroker, subscription: Subscription) -> R
         }
     }
     let file = broker.0.file.clone();
-    let lock = take_lock(&file, &consumer, broker.0.waits).await?;
-    broker.0.children.lock().insert(consumer.clone(), lock.children());
+    let (mut hold, right) = take(broker, &consumer, &clock).await?;
     let (mut reader, names) = Reader::open(&file).await.map_err(|e| broker_error(&e))?;
     let matching = |topic: &Topic| !exact.contains(topic) && patterns.iter().any(|p| p.matches(topic.as_str()));
     entered.extend(names.into_iter().filter(|(_, topic, _)| matching(topic)));
     reader.reads(entered.iter().map(|(id, ..)| *id));
-    let enter = Enter { consumer: consumer.clone(), topics: entered, start, epoch: None, file: file.clone() };
+    let (name, by) = (consumer.clone(), right.clone());
+    let enter = Enter { consumer: name, topics: entered, start, epoch: None, right: by, file: file.clone() };
     let (epoch, floors) = file.write_with(enter).await.map_err(|e| broker_error(&e))?;
-    let mut state = State::default();
+    let mut state = State::new(right);
     state.assign(epoch, floors);
     let (state, arrived, wanted) = (Mutex::new(state), Notify::new(), Notify::new());
     let inner = Arc::new(Inner { file, consumer, start, exact, patterns, state, arrived, wanted });
     let floors = Floors::new(&inner.file, &inner.consumer);
     let reader = tokio::spawn(reader.run(Arc::clone(&inner)));
-    Ok(SqliteMember { inner, floors, lock: Mutex::new(Some(lock)), reader })
+    if let Hold::Lease(leased) = &mut hold {
+        leased.follow(&inner);
+    }
+    Ok(SqliteMember { inner, floors, hold, reader })
+}
+
+/// Takes the consumer's lock, or its lease where there are leases.
+async fn take(broker: &SqliteBroker, consumer: &Text, clock: &Clock) -> Result<(Hold, Right), BrokerError> {
+    if let Some(table) = &broker.0.leases {
+        let leased = Leased::join(table, consumer, clock);
+        let right = leased.right().await?;
+        return Ok((Hold::Lease(leased), right));
+    }
+    let lock = take_lock(&broker.0.file, consumer, broker.0.waits).await?;
+    broker.0.children.lock().insert(consumer.clone(), lock.children());
+    Ok((Hold::Lock(Mutex::new(Some(lock))), Right::by_lock(clock)))
 }
 
 pub(super) async fn take_lock(file: &SqliteFile, consumer: &Text, waits: bool) -> Result<ConsumerLock, BrokerError> {
@@ -178,6 +201,10 @@ impl Membership for SqliteMember {
             if current {
                 return Ok(());
             }
+            if let Hold::Lease(leased) = &self.hold {
+                leased.give_up().await;
+                return Err(BrokerError::Lost { partition: partition.clone() });
+            }
             let why =
                 format!("{partition} is another instance's: was the lock file of the consumer deleted, or replaced?");
             inner.state.lock().lose(partition, epoch, why);
@@ -195,10 +222,11 @@ impl Membership for SqliteMember {
             }
             let above = above.map_or(epoch, |above| above.max(epoch));
             let (consumer, file, number) = (inner.consumer.clone(), inner.file.clone(), partition.index);
-            let restart = Restart { consumer, topic, number, above, file };
             // Nobody else would ask for it again.
             let (epoch, floor) = loop {
-                match inner.file.write_with(restart.clone()).await {
+                let right = inner.state.lock().right.clone();
+                let restart = Restart { consumer: consumer.clone(), topic, number, above, right, file: file.clone() };
+                match inner.file.write_with(restart).await {
                     Ok(restarted) => break restarted,
                     Err(error) if inner.state.lock().left => return Err(broker_error(&error)),
                     Err(error) => {
@@ -219,7 +247,10 @@ impl Membership for SqliteMember {
             self.inner.state.lock().left = true;
             self.inner.arrived.notify_one();
             self.reader.abort();
-            drop(self.lock.lock().take());
+            match &self.hold {
+                Hold::Lock(lock) => drop(lock.lock().take()),
+                Hold::Lease(leased) => leased.leave().await,
+            }
             Ok(())
         })
     }

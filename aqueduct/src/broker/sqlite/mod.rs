@@ -2,6 +2,7 @@
 
 mod consumer;
 mod floors;
+mod leased;
 mod lock;
 mod log_reader;
 mod member;
@@ -23,6 +24,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use crate::broker::{Abilities, Broker, Membership, Ownership, Receipt, Subscription};
 use crate::error::{BrokerError, StoreError};
+use crate::lease::LeaseTable;
 use crate::message::Message;
 use crate::outcome::BoxFuture;
 use crate::pattern::Pattern;
@@ -71,6 +73,8 @@ struct Shared {
     file: SqliteFile,
     /// Another instance of a consumer is waited for.
     waits: bool,
+    /// Where consumers are leased; none if they are locked.
+    leases: Option<Arc<dyn LeaseTable>>,
     appends: Appends,
     retention: Mutex<Option<tokio::task::AbortHandle>>,
     /// Of the consumers that were joined here, where the programs of their handlers are recorded.
@@ -88,7 +92,7 @@ impl Drop for Shared {
 impl SqliteBroker {
     /// The broker in a file.
     pub fn new(file: &SqliteFile) -> Self {
-        Self::with(file.clone(), true)
+        Self::with(file.clone(), true, None)
     }
 
     /// The broker in the file at this path, which is created unless it exists.
@@ -96,9 +100,18 @@ impl SqliteBroker {
         SqliteFile::open(path).await.map(|file| Self::new(&file))
     }
 
-    fn with(file: SqliteFile, waits: bool) -> Self {
-        let appends = Appends::new(&file);
-        Self(Arc::new(Shared { file, waits, appends, retention: Mutex::default(), children: Mutex::default() }))
+    fn with(file: SqliteFile, waits: bool, leases: Option<Arc<dyn LeaseTable>>) -> Self {
+        let (appends, retention, children) = (Appends::new(&file), Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared { file, waits, leases, appends, retention, children }))
+    }
+
+    /// Lets a consumer have its one instance by a lease in this file in place of its lock, for tests of processes that are
+    /// stopped and resumed: a lock would never let go of them. Joining waits for the lease.
+    #[cfg(any(test, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn lease_in(self, file: &SqliteFile) -> Self {
+        let leases = crate::store::sql::SqlLeases::new(Arc::new(file.clone()));
+        Self::with(self.0.file.clone(), self.0.waits, Some(Arc::new(leases)))
     }
 
     /// The file it is in.
@@ -109,7 +122,7 @@ impl SqliteBroker {
     /// Refuses to join while another instance of the consumer runs, so that its service ends with an error that says who
     /// that is. Defaults to waiting for it.
     pub fn refuse_to_wait(self) -> Self {
-        Self::with(self.0.file.clone(), false)
+        Self::with(self.0.file.clone(), false, self.0.leases.clone())
     }
 
     /// What is deleted from the log, and when: once a minute from now on, for as long as this broker or a clone of it

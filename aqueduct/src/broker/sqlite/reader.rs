@@ -152,6 +152,10 @@ impl Reader {
 
     /// Takes in topics that were created since and match a pattern.
     async fn find_topics(&mut self, member: &Inner) -> Result<(), BrokerError> {
+        let right = member.state.lock().right.clone();
+        if !right.holds() {
+            return Ok(());
+        }
         let failed = |e| broker_error(&member.file.explain(e));
         let row = sqlx::query("select coalesce(max(id), 0) from aq_topics").fetch_one(&mut self.connection).await;
         let highest: i64 = row.and_then(|row| row.try_get(0)).map_err(failed)?;
@@ -167,7 +171,7 @@ impl Reader {
             // A topic that is new has nothing old.
             let start = if member.start == Start::New { Start::Beginning } else { member.start };
             let (consumer, file) = (member.consumer.clone(), member.file.clone());
-            let enter = Enter { consumer, topics: topics.clone(), start, epoch, file };
+            let enter = Enter { consumer, topics: topics.clone(), start, epoch, right, file };
             let (epoch, floors) = member.file.write_with(enter).await.map_err(|e| broker_error(&e))?;
             member.state.lock().assign(epoch, floors);
         }

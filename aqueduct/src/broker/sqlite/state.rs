@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
-use super::consumer::Floor;
+use super::consumer::{Floor, Right};
 use crate::broker::{Arrival, Delivery, Room, Ticket};
-use crate::clock::Lease;
 use crate::error::BrokerError;
 use crate::message::Message;
 use crate::store::sql::log::{PartitionEntry, entry_damaged};
 use crate::store::sql::sqlite::MEND;
-use crate::topic::{Epoch, Partition, Position};
+use crate::topic::{Epoch, Partition, Position, Topic};
 
 /// How many messages of all partitions together are read ahead.
 const AHEAD: usize = 2_048;
@@ -22,8 +21,9 @@ const AHEAD_MIN: usize = 16;
 /// How many bytes their keys, headers and bodies may have together.
 const AHEAD_BYTES: usize = 64 << 20;
 
-#[derive(Default)]
 pub(super) struct State {
+    /// By what the partitions are owned that are.
+    pub(super) right: Right,
     pub(super) parts: BTreeMap<Partition, Part>,
     /// Changes of ownership that the engine has not been told yet.
     notes: VecDeque<Arrival>,
@@ -85,6 +85,11 @@ impl Part {
 }
 
 impl State {
+    pub(super) fn new(right: Right) -> Self {
+        let (parts, notes) = (BTreeMap::new(), VecDeque::new());
+        Self { right, parts, notes, failed: None, told: false, last: None, left: false }
+    }
+
     pub(super) fn assign(&mut self, epoch: Epoch, floors: Vec<Floor>) {
         for Floor { partition, topic, settled } in floors {
             let Some(floor) = settled else {
@@ -96,8 +101,25 @@ impl State {
             let part = Part { topic, epoch, owned: true, cursor, ready, ready_bytes: 0, next, broken: None };
             self.parts.insert(partition.clone(), part);
             let floor = (floor > 0).then_some(Position(floor));
-            self.notes.push_back(Arrival::Assigned { partition, epoch, floor, lease: Lease::forever() });
+            self.notes.push_back(Arrival::Assigned { partition, epoch, floor, lease: self.right.lease.clone() });
         }
+    }
+
+    /// The consumer is another's: all that was owned is lost.
+    pub(super) fn lose_all(&mut self) {
+        for (partition, part) in self.parts.iter_mut().filter(|(_, part)| part.owned) {
+            part.end();
+            self.notes.push_back(Arrival::Lost { partition: partition.clone() });
+        }
+    }
+
+    /// The topics that were entered, each with its number and how many partitions it has.
+    pub(super) fn topics(&self) -> Vec<(i64, Topic, u32)> {
+        let mut topics = BTreeMap::<i64, (&Topic, u32)>::new();
+        for (partition, part) in &self.parts {
+            topics.entry(part.topic).or_insert((&partition.topic, 0)).1 += 1;
+        }
+        topics.into_iter().map(|(id, (topic, partitions))| (id, topic.clone(), partitions)).collect()
     }
 
     /// What the engine is told next; none if there is nothing yet.
@@ -207,12 +229,13 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     #[test]
     fn what_was_read_under_an_old_epoch_does_nothing_to_the_new_one() {
         let partition = Partition { topic: "t".into(), index: 0 };
         let floor = |settled| vec![Floor { partition: partition.clone(), topic: 1, settled: Some(settled) }];
-        let mut state = State::default();
+        let mut state = State::new(Right::by_lock(&Clock::system()));
         state.assign(Epoch(1), floor(0));
         state.assign(Epoch(2), floor(3));
         let old = Want { partition: partition.clone(), topic: 1, epoch: Epoch(1), after: 0, limit: 9, bytes: 9 };

@@ -14,6 +14,7 @@ pub(crate) mod dialect;
 pub(crate) mod identities;
 #[cfg(feature = "sqlite")]
 mod inbox;
+mod lease;
 #[cfg(feature = "sqlite")]
 pub(crate) mod log;
 mod lookup;
@@ -38,7 +39,6 @@ mod server_outbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_tx;
 mod shards;
-mod sole;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 #[cfg(feature = "sqlite")]
@@ -54,6 +54,7 @@ mod wal;
 #[cfg(feature = "sqlite")]
 pub(crate) mod writer;
 
+pub(crate) use lease::SqlLeases;
 #[cfg(feature = "mysql")]
 pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
 pub use outbox::Outbox;

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::dialect::{Session, Value};
+use super::lease::SqlLeases;
 use super::outgoing::{self, outgoing_columns};
 use super::relay_status;
-use super::sole::Sole;
 use super::store::{Home, SqlStore, Step};
 use crate::clock::{Clock, Timestamp};
 use crate::error::StoreError;
+use crate::lease;
 use crate::outcome::BoxFuture;
 use crate::store::outbox::{
     Fate, Keeper, OutboxRow, OutboxSource, OutboxStatus, OutboxTable, ParkedLine, Settled, Settlement, ShardClaim,
@@ -133,10 +134,11 @@ impl<H: Home> OutboxSource for SqlOutbox<H> {
     }
 
     fn join<'a>(&'a self, group: &'a Text, clock: &'a Clock) -> BoxFuture<'a, Result<Arc<dyn Keeper>, StoreError>> {
-        Box::pin(async move {
-            let sole = Sole::take(&self.0, group, H::SHARDS, clock).await?;
-            Ok(Arc::new(sole) as Arc<dyn Keeper>)
-        })
+        let table = Arc::new(SqlLeases::new(Arc::new(self.0.home().clone())));
+        let parts = (0..H::SHARDS).map(|shard| Text::from(shard.to_string())).collect();
+        let info = format!("pid {}", std::process::id()).into();
+        let keeper = lease::Keeper::start(table, group.clone(), parts, info, clock.clone());
+        Box::pin(std::future::ready(Ok(Arc::new(keeper) as Arc<dyn Keeper>)))
     }
 
     fn read<'a>(&'a self, shards: &'a [u32], limit_each: usize) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {

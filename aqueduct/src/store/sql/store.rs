@@ -86,10 +86,7 @@ impl<H: Home> SqlStore<H> {
 
     /// Runs a step in a transaction of its own and answers when it is committed.
     pub(super) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
-        let found = Arc::new(Mutex::new(None));
-        self.home.write(Box::new(Answered { step, found: Arc::clone(&found) })).await?;
-        let answer = found.lock().take();
-        answer.ok_or_else(|| StoreError::Unavailable("the transaction was committed without its work".into()))
+        write(&self.home, step).await
     }
 
     /// Says whether these rows may be written: before the first of them is, so that a refusal changes nothing.
@@ -199,6 +196,14 @@ pub(super) trait Step: Send + 'static {
     type Answer: Send;
 
     fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;
+}
+
+/// Runs a step in a transaction of its own and answers when it is committed.
+pub(super) async fn write<S: Step>(database: &dyn Database, step: S) -> Result<S::Answer, StoreError> {
+    let found = Arc::new(Mutex::new(None));
+    database.write(Box::new(Answered { step, found: Arc::clone(&found) })).await?;
+    let answer = found.lock().take();
+    answer.ok_or_else(|| StoreError::Unavailable("the transaction was committed without its work".into()))
 }
 
 struct Answered<S: Step> {
@@ -356,7 +361,7 @@ impl Step for HoldBack {
 #[cfg(all(test, feature = "sqlite"))]
 mod tests {
     use super::super::sqlite::SqliteFile;
-    use super::super::{lookup, ops, relay};
+    use super::super::{lease, lookup, ops, relay};
     use super::*;
 
     /// What a plan may walk through: results in between. The index of the few commands that wait may be walked too.
@@ -369,7 +374,7 @@ mod tests {
         let file = SqliteFile::open(folder.path().join("plans.db")).await.unwrap();
         let mut session = Database::read(&file).await.unwrap();
         let own = [RAISE_FENCE, FIND_SHARD, HOLD_BACK];
-        let statements = [&own[..], &ops::ALL, &lookup::ALL, &commands::ALL, &relay::ALL].concat();
+        let statements = [&own[..], &ops::ALL, &lookup::ALL, &commands::ALL, &relay::ALL, &lease::ALL].concat();
         for statement in statements.iter().flat_map(|text| text.split(';')).filter(|text| !text.trim().is_empty()) {
             let statement = statement.replace("in_ints(?)", "in (select value from json_each(?))");
             let explained = Box::leak(format!("explain query plan {statement}").into_boxed_str());
