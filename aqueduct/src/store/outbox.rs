@@ -25,11 +25,12 @@ pub(crate) trait OutboxSource: Send + Sync + 'static {
     fn join<'a>(&'a self, group: &'a Text, clock: &'a Clock) -> BoxFuture<'a, Result<Arc<dyn Keeper>, StoreError>>;
 
     /// The lowest rows of each of these shards, at most `limit_each`, lowest id first within a shard. No transaction is open
-    /// when it answers.
+    /// when it answers. Of one shard, rows that are being settled may be left out.
     fn read<'a>(
         &'a self,
         shards: &'a [u32],
         limit_each: usize,
+        except: &'a [i64],
     ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>>;
 
     /// The lanes of a shard that have parked rows, and when the head of each is due.
@@ -47,10 +48,7 @@ pub(crate) trait OutboxSource: Send + Sync + 'static {
     /// parked rows. Refused as [`Fenced`](StoreError::Fenced) if a claim is not the latest of its shard.
     ///
     /// An error may hide a success: the same settlement may be made again, and changes nothing the second time.
-    fn settle<'a>(
-        &'a self,
-        settlement: &'a Arc<Settlement>,
-    ) -> BoxFuture<'a, Result<Vec<(u32, LaneId)>, StoreError>>;
+    fn settle<'a>(&'a self, settlement: &'a Arc<Settlement>) -> BoxFuture<'a, Result<Vec<(u32, LaneId)>, StoreError>>;
 
     /// Deletes some of what was published before this time and kept; true if there may be more.
     fn forget_sent(&self, before: Timestamp) -> BoxFuture<'_, Result<bool, StoreError>>;

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aqueduct::broker::{Abilities, Broker, Membership, Receipt, Subscription};
-use aqueduct::{BoxFuture, BrokerError, Event, MemoryBroker, Message, OutboxTable, PlainJson, Relay, ServeError, Topic};
+use aqueduct::format::PlainJson;
+use aqueduct::{BoxFuture, BrokerError, Event, MemoryBroker, Message, OutboxTable, Relay, ServeError, Topic};
 use tokio::sync::Notify;
 
 /// An outbox table in a database of its own.
@@ -40,9 +41,8 @@ pub(crate) async fn until(site: &impl Site, sql: &'static str, wanted: i64) {
             changed.await;
         }
     };
-    if tokio::time::timeout(Duration::from_mins(2), reached).await.is_err() {
-        panic!("{sql}: {}, and {wanted} is wanted", site.count(sql).await);
-    }
+    let in_time = tokio::time::timeout(Duration::from_mins(2), reached).await;
+    assert!(in_time.is_ok(), "{sql}: {}, and {wanted} is wanted", site.count(sql).await);
 }
 
 pub(crate) fn events(ids: impl Iterator<Item = usize>, keys: usize) -> Vec<Event> {
@@ -203,7 +203,10 @@ pub(crate) async fn relays_that_are_killed_lose_nothing(site: &impl Site, rows: 
         }
     }
     // The one that goes on does not know of the one before it.
-    let others = [Running::start(Relay::new(site.table(), broker.clone())), Running::start(Relay::new(site.table(), broker.clone()))];
+    let others = [
+        Running::start(Relay::new(site.table(), broker.clone())),
+        Running::start(Relay::new(site.table(), broker.clone())),
+    ];
     until(site, WAITING, 0).await;
     for other in others {
         other.stop().await;
@@ -214,7 +217,9 @@ pub(crate) async fn relays_that_are_killed_lose_nothing(site: &impl Site, rows: 
 /// What was published is kept for as long as it is asked for.
 pub(crate) async fn an_audit_keeps_what_was_published(site: &impl Site) {
     let broker = MemoryBroker::new();
-    let relay = Running::start(Relay::new(site.table(), broker.clone()).audit(Duration::from_hours(1)).format(PlainJson::default()));
+    let relay = Running::start(
+        Relay::new(site.table(), broker.clone()).audit(Duration::from_hours(1)).format(PlainJson::default()),
+    );
     site.write(events(0..700, 10)).await;
     until(site, WAITING, 0).await;
     relay.stop().await;
@@ -245,7 +250,10 @@ impl Broker for Counting {
         self.inner.check_topic(topic)
     }
 
-    fn join(&self, subscription: Subscription) -> Pin<Box<dyn Future<Output = Result<Arc<dyn Membership>, BrokerError>> + Send + '_>> {
+    fn join(
+        &self,
+        subscription: Subscription,
+    ) -> Pin<Box<dyn Future<Output = Result<Arc<dyn Membership>, BrokerError>> + Send + '_>> {
         self.inner.join(subscription)
     }
 }

@@ -63,12 +63,7 @@ struct Running {
 }
 
 impl Core {
-    pub(super) fn new(
-        tools: Arc<Tools>,
-        keeper: Arc<dyn Keeper>,
-        hints: watch::Receiver<()>,
-        health: Health,
-    ) -> Self {
+    pub(super) fn new(tools: Arc<Tools>, keeper: Arc<dyn Keeper>, hints: watch::Receiver<()>, health: Health) -> Self {
         let mut owned = keeper.owned();
         owned.mark_changed();
         Self {

@@ -169,7 +169,8 @@ impl RelayServe {
         health.serving();
         let tasks = Tasks::default();
         let _gauges = tasks.spawn(duties::gauge(Arc::clone(&tools)));
-        let _clean_up = audit.map(|retention| tasks.spawn(duties::forget(Arc::clone(&tools), keeper.owned(), retention)));
+        let _clean_up =
+            audit.map(|retention| tasks.spawn(duties::forget(Arc::clone(&tools), keeper.owned(), retention)));
         Core::new(tools, keeper, hints, health).run(stop).await;
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::dialect::{Database, Session, Value};
-use super::outgoing::{self, outgoing_columns};
+use super::outgoing::{self, whole_columns};
 use super::relay_status;
 use super::sole::Sole;
 use super::store::{SqlStore, SqliteStore, Step};
@@ -15,17 +15,22 @@ use crate::clock::{Clock, Timestamp};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::outbox::{
-    Fate, Keeper, OutboxRow, OutboxSource, OutboxStatus, OutboxTable, ParkedLine, Settled, Settlement, ShardClaim, named,
+    Fate, Keeper, OutboxRow, OutboxSource, OutboxStatus, OutboxTable, ParkedLine, Settled, Settlement, ShardClaim,
+    named,
 };
 use crate::topic::{Epoch, LaneId, Text};
 
 /// The lowest rows of one shard; the arguments are (shard, limit).
 macro_rules! select_lowest {
     () => {
-        concat!("select ", outgoing_columns!(), " from aq_outbox where shard = ? order by id limit ?")
+        "select id, shard, content from aq_outbox where shard = ? order by id limit ?"
     };
 }
 const READ: &str = select_lowest!();
+
+/// The same but for some rows; the arguments are (shard, ids, limit).
+const READ_OTHERS: &str =
+    "select id, shard, content from aq_outbox where shard = ? and not (id in_ints(?)) order by id limit ?";
 
 macro_rules! lowest {
     () => {
@@ -44,11 +49,13 @@ const READ_MANY: &str =
 const SHARDS_MAX: usize = 16;
 const NO_SHARD: i64 = -1;
 
-const READ_PARKED: &str = concat!(
-    "select ",
-    outgoing_columns!(),
-    ", attempts from aq_outbox_parked where shard = ? and lane = ? order by id limit ?"
-);
+const READ_PARKED: &str =
+    "select id, shard, content, attempts from aq_outbox_parked where shard = ? and lane = ? order by id limit ?";
+
+/// Rows that have no content, or one that cannot be read.
+const WHOLE: &str = concat!("select ", whole_columns!(), " from aq_outbox where shard = ? and id in_ints(?)");
+const WHOLE_PARKED: &str =
+    concat!("select ", whole_columns!(), " from aq_outbox_parked where shard = ? and id in_ints(?)");
 
 /// Heads of lanes from one on; the arguments are (shard, lane, limit).
 const LANES: &str = "select p.lane, p.next_at from aq_outbox_parked p
@@ -74,7 +81,8 @@ macro_rules! keep_sent {
 const KEEP: &str = keep_sent!("aq_outbox");
 const KEEP_PARKED: &str = keep_sent!("aq_outbox_parked");
 
-/// Moves rows to the line of their lane; the arguments are (lane, attempts, next_at, error, shard, ids, shard, ids).
+/// Moves rows to the line of their lane; the arguments are (lane, attempts, when due, error, shard, ids, shard,
+/// ids).
 const PARK: &str = "
     insert into aq_outbox_parked (id, shard, lane, topic, key, event_id, type, source, time, content_type, headers, data,
         content, written_at, attempts, next_at, error)
@@ -99,10 +107,13 @@ const FORGET_CHUNK: usize = 1_000;
 
 /// Every statement of this file, for the test of their plans.
 #[cfg(test)]
-pub(super) const ALL: [&str; 14] = [
+pub(super) const ALL: [&str; 17] = [
     READ,
+    READ_OTHERS,
     READ_MANY,
     READ_PARKED,
+    WHOLE,
+    WHOLE_PARKED,
     LANES,
     DELETE,
     DELETE_PARKED,
@@ -155,20 +166,26 @@ impl OutboxSource for SqlOutbox {
         &'a self,
         shards: &'a [u32],
         limit_each: usize,
+        except: &'a [i64],
     ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {
         Box::pin(async move {
             let mut session = self.database.read().await?;
             let limit = sql_limit(limit_each);
-            let rows = match shards {
-                [shard] => session.fetch(READ, vec![i64::from(*shard).into(), limit]).await?,
+            let found = match shards {
+                [shard] if except.is_empty() => session.fetch(READ, vec![i64::from(*shard).into(), limit]).await?,
+                [shard] => {
+                    let args = vec![i64::from(*shard).into(), except.to_vec().into(), limit];
+                    session.fetch(READ_OTHERS, args).await?
+                }
                 _ => {
                     let numbers = shards.iter().map(|shard| i64::from(*shard)).chain(std::iter::repeat(NO_SHARD));
                     let args = numbers.take(SHARDS_MAX).flat_map(|shard| [shard.into(), limit.clone()]);
                     session.fetch(READ_MANY, args.collect()).await?
                 }
             };
-            drop(session);
-            rows.iter().map(|row| outgoing::read(row, false)).collect()
+            let mut rows = found.iter().map(|row| outgoing::brief(row, false)).collect::<Result<Vec<_>, _>>()?;
+            read_whole(&mut *session, WHOLE, &mut rows).await?;
+            Ok(rows)
         })
     }
 
@@ -200,17 +217,15 @@ impl OutboxSource for SqlOutbox {
             for lane in lanes {
                 let args = vec![i64::from(shard).into(), lane.0.cast_signed().into(), sql_limit(limit_each)];
                 for row in session.fetch(READ_PARKED, args).await? {
-                    rows.push(outgoing::read(&row, true)?);
+                    rows.push(outgoing::brief(&row, true)?);
                 }
             }
+            read_whole(&mut *session, WHOLE_PARKED, &mut rows).await?;
             Ok(rows)
         })
     }
 
-    fn settle<'a>(
-        &'a self,
-        settlement: &'a Arc<Settlement>,
-    ) -> BoxFuture<'a, Result<Vec<(u32, LaneId)>, StoreError>> {
+    fn settle<'a>(&'a self, settlement: &'a Arc<Settlement>) -> BoxFuture<'a, Result<Vec<(u32, LaneId)>, StoreError>> {
         Box::pin(self.store.write(Settle(Arc::clone(settlement))))
     }
 
@@ -248,6 +263,31 @@ impl OutboxSource for SqlOutbox {
 
 pub(super) fn sql_limit(limit: usize) -> Value {
     i64::try_from(limit).unwrap_or(i64::MAX).into()
+}
+
+/// Reads the rest of rows whose content was of no use.
+async fn read_whole(session: &mut dyn Session, sql: &'static str, rows: &mut Vec<OutboxRow>) -> Result<(), StoreError> {
+    let mut shards: BTreeMap<u32, Vec<i64>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.event.is_err()) {
+        shards.entry(row.shard).or_default().push(row.id);
+    }
+    if shards.is_empty() {
+        return Ok(());
+    }
+    let mut found = BTreeMap::new();
+    for (shard, ids) in shards {
+        for columns in session.fetch(sql, vec![i64::from(shard).into(), ids.into()]).await? {
+            found.insert(columns.int(0)?, columns);
+        }
+    }
+    // Somebody has deleted what is not there any more.
+    rows.retain(|row| row.event.is_ok() || found.contains_key(&row.id));
+    for row in rows.iter_mut().filter(|row| row.event.is_err()) {
+        if let Some(columns) = found.get(&row.id) {
+            outgoing::whole(columns, row)?;
+        }
+    }
+    Ok(())
 }
 
 /// One statement, which answers how many rows it has changed.
@@ -312,7 +352,13 @@ impl OneShard<'_> {
         self.still_parked(&settlement.unparked(shard)).await
     }
 
-    async fn refused(&mut self, row: &Settled, attempts: u32, next_at: Timestamp, why: &Text) -> Result<(), StoreError> {
+    async fn refused(
+        &mut self,
+        row: &Settled,
+        attempts: u32,
+        next_at: Timestamp,
+        why: &Text,
+    ) -> Result<(), StoreError> {
         let numbers = [i64::from(attempts), super::codec::ceil_ms(next_at)];
         if !row.parked {
             return self.park(row.lane, vec![row.id], numbers, Some(why)).await;
@@ -376,4 +422,3 @@ async fn check_fence(session: &mut dyn Session, group: &Text, claims: &[ShardCla
     }
     Ok(())
 }
-
