@@ -182,16 +182,14 @@ mod tests {
         Letter { message: Err("it is no event".into()), ..letter(id, lane) }
     }
 
-    fn stored() -> Result<Receipt, BrokerError> {
-        Ok(Receipt::new(Partition { topic: "orders".into(), index: 0 }, Position(1), false))
-    }
-
-    fn away() -> Result<Receipt, BrokerError> {
-        Err(BrokerError::Unavailable("gone".into()))
-    }
-
-    fn refused() -> Result<Receipt, BrokerError> {
-        Err(BrokerError::Refused("no".into()))
+    /// What the broker answers, a letter each.
+    fn answers(letters: &str) -> Vec<Result<Receipt, BrokerError>> {
+        let answer = |letter| match letter {
+            's' => Ok(Receipt::new(Partition { topic: "orders".into(), index: 0 }, Position(1), false)),
+            'r' => Err(BrokerError::Refused("no".into())),
+            _ => Err(BrokerError::Unavailable("gone".into())),
+        };
+        letters.chars().map(answer).collect()
     }
 
     fn ids(wave: &[Message]) -> Vec<i64> {
@@ -215,9 +213,9 @@ mod tests {
         let letters = vec![letter(1, 1), letter(2, 1), letter(3, 2), letter(4, 1), letter(5, 2), letter(6, 3)];
         let mut lines = Lines::new(letters, false, Clock::system());
         assert_eq!(ids(&lines.next_wave()), [1, 3, 6]);
-        lines.answered(vec![stored(), stored(), refused()]);
+        lines.answered(answers("ssr"));
         assert_eq!(ids(&lines.next_wave()), [2, 5]);
-        lines.answered(vec![refused(), stored()]);
+        lines.answered(answers("rs"));
         assert!(lines.next_wave().is_empty());
         assert_eq!(fates(lines), [(1, 's'), (2, 'r'), (3, 's'), (4, 'b'), (5, 's'), (6, 'r')]);
     }
@@ -227,7 +225,7 @@ mod tests {
         let letters = vec![letter(1, 1), letter(2, 1), letter(3, 2), invalid(4, 1), letter(5, 1)];
         let mut lines = Lines::new(letters, true, Clock::system());
         assert_eq!(ids(&lines.next_wave()), [1, 2, 3]);
-        lines.answered(vec![stored(), stored(), stored()]);
+        lines.answered(answers("sss"));
         assert!(lines.next_wave().is_empty());
         assert_eq!(fates(lines), [(1, 's'), (2, 's'), (3, 's'), (4, 'r'), (5, 'b')]);
     }
@@ -237,7 +235,7 @@ mod tests {
         let letters = vec![invalid(1, 1), letter(2, 1), letter(3, 2), invalid(4, 2)];
         let mut lines = Lines::new(letters, false, Clock::system());
         assert_eq!(ids(&lines.next_wave()), [3]);
-        lines.answered(vec![away()]);
+        lines.answered(answers("a"));
         assert!(lines.next_wave().is_empty());
         assert_eq!(fates(lines), [(1, 'r'), (2, 'b')], "what stands behind the one that was not confirmed stays");
     }
@@ -247,7 +245,7 @@ mod tests {
         let letters = vec![letter(1, 1), letter(2, 1), letter(3, 2)];
         let mut lines = Lines::new(letters, false, Clock::system());
         lines.next_wave();
-        lines.answered(vec![stored(), away()]);
+        lines.answered(answers("sa"));
         assert!(lines.next_wave().is_empty());
         let outcome = lines.end();
         assert!(outcome.outage.is_some());

@@ -531,10 +531,9 @@ async fn an_outage_parks_nothing_and_is_told() {
     let relay = setup.start();
     pass(3_600_000).await;
     assert!(!relay.health.is_ready() && relay.health.reason().contains("gone"), "{}", relay.health.reason());
-    let state = setup.table.0.lock();
-    assert_eq!((state.rows.len(), state.parked.len()), (2_000, 0));
-    assert!(state.reads < 1_600, "{} reads in an hour", state.reads);
-    drop(state);
+    let state = |of: fn(&State) -> usize| of(&setup.table.0.lock());
+    assert_eq!((state(|state| state.rows.len()), state(|state| state.parked.len())), (2_000, 0));
+    assert!(state(|state| state.reads) < 1_600, "{} reads in an hour", state(|state| state.reads));
     setup.stream.set(|told| told.away = false);
     pass(10_000).await;
     assert!(setup.table.is_empty() && relay.health.is_ready());
