@@ -646,3 +646,37 @@ async fn whatever_happens_and_whenever_it_ends_nothing_is_lost_and_keys_keep_the
         relay.stop().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_in_the_middle_of_a_backlog_holds_its_key_in_order() {
+    let setup = Setup::new();
+    setup.stream.set(|told| told.refused.insert("key 3".into()));
+    setup.table.commit(Setup::keyed(1..8_001, 20));
+    let relay = setup.start();
+    pass(100).await;
+    setup.stream.set(|told| told.refused.clear());
+    setup.table.commit(Setup::keyed(8_001..12_001, 20));
+    pass(60_000).await;
+    assert!(setup.table.is_empty());
+    setup.stream.is_in_order();
+    assert_eq!((setup.stream.count(), setup.stream.0.lock().published.len()), (12_000, 12_000));
+    relay.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_revoked_is_given_up_when_nothing_is_under_way_on_it() {
+    let setup = Setup::new();
+    setup.stream.set(|told| told.takes = Duration::from_millis(100));
+    setup.table.commit((1..101).map(|id| (id, "k".to_owned())));
+    let relay = setup.start();
+    pass(250).await;
+    let owned = setup.table.0.lock().owned.clone().unwrap();
+    owned.send_modify(|held| held.values_mut().for_each(|held| held.revoking = true));
+    pass(300).await;
+    assert!(owned.borrow().is_empty());
+    // What was sent by then was settled first, and nothing was sent later.
+    let sent = setup.table.0.lock().sent.len();
+    pass(60_000).await;
+    assert_eq!((setup.stream.count(), setup.table.0.lock().rows.len()), (sent, 100 - sent));
+    relay.stop().await;
+}
