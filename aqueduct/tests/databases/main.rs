@@ -5,8 +5,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
+#[cfg(unix)]
+mod bank;
 mod fresh;
+#[cfg(unix)]
+#[path = "../sqlite/history.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod history;
+#[cfg(unix)]
+mod kills;
+#[cfg(unix)]
+#[path = "../sqlite/points.rs"]
+mod points;
+#[cfg(unix)]
+#[path = "../sqlite/process.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod process;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;
 mod tx;
+#[cfg(unix)]
+mod worker;

@@ -14,6 +14,8 @@ mod operators;
 #[cfg(unix)]
 mod points;
 #[cfg(unix)]
+mod process;
+#[cfg(unix)]
 mod processes;
 mod shared;
 mod store;
