@@ -12,6 +12,7 @@ mod fresh;
 #[path = "../sqlite/history.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod history;
+mod inbox;
 #[cfg(unix)]
 mod kills;
 #[cfg(unix)]

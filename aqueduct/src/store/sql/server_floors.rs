@@ -99,11 +99,16 @@ impl Floors {
         }
     }
 
+    /// Somebody has forgotten effects or rows on purpose.
+    pub(super) fn none_is_missed(&self) {
+        let mut state = self.0.lock();
+        (state.effect, state.row) = (None, None);
+    }
+
     /// Everything is looked at anew.
     fn forget(&self) {
-        let mut state = self.0.lock();
-        state.confirmed.clear();
-        (state.effect, state.row) = (None, None);
+        self.0.lock().confirmed.clear();
+        self.none_is_missed();
     }
 }
 

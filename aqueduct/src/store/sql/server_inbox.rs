@@ -77,7 +77,9 @@ impl<DB: Server> SqlStore<ServerDatabase<DB>> {
         topic: impl Into<Topic>,
         forget: Forget,
     ) -> Result<(), StoreError> {
-        self.write(Forgetting { consumer: consumer.into(), topic: topic.into(), forget }).await
+        self.write(Forgetting { consumer: consumer.into(), topic: topic.into(), forget }).await?;
+        self.home().floors().none_is_missed();
+        Ok(())
     }
 
     /// Forgets now the effects that nobody can ask for again, as is done by itself once an hour, and answers how many that
