@@ -111,9 +111,9 @@ pub mod sqlite {
 /// What the SQL databases have in common (features `sqlite`, `postgres` and `mysql`).
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub mod sql {
-    pub use crate::store::sql::{Home, ShardStatus, SqlStore, TxDatabase};
     #[cfg(any(feature = "postgres", feature = "mysql"))]
-    pub use crate::store::sql::{Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
+    pub use crate::store::sql::{Forget, InboxStatus, Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
+    pub use crate::store::sql::{Home, ShardStatus, SqlStore, TxDatabase};
 }
 /// The store, transactions and the outbox in a PostgreSQL database (feature `postgres`).
 #[cfg(feature = "postgres")]

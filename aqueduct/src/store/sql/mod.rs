@@ -35,6 +35,8 @@ mod server;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_floors;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_inbox;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_outbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_tx;
@@ -62,6 +64,8 @@ pub use outbox::Outbox;
 pub use postgres::{PgDatabase, PgOptions, PgStore};
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub use server::{Isolation, Server, ServerDatabase, ServerOptions};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub use server_inbox::{Forget, InboxStatus};
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub use server_tx::ServerTx;
 pub use shards::ShardStatus;
