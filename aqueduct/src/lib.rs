@@ -110,7 +110,7 @@ pub mod sqlite {
 /// What the SQL databases have in common (features `sqlite`, `postgres` and `mysql`).
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub mod sql {
-    pub use crate::store::sql::{Home, ShardStatus, SqlStore, TxDatabase};
+    pub use crate::store::sql::{Home, Migrated, ShardStatus, SqlStore, TxDatabase};
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub use crate::store::sql::{Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
 }
