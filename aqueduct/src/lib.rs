@@ -44,6 +44,7 @@
 //! | make and publish events | [`Event`], [`Publisher`] |
 //! | handle them | [`Handler`], [`Router`], [`extract`], [`EventService`] for layers |
 //! | run a service | [`Consumer`], [`Serve`], [`serve_all`], [`Health`], [`telemetry`] |
+//! | publish from a database transaction | `Outbox`, `Relay`, `OutboxTable` (feature `sqlite`) |
 //! | say what to do about failures | [`Policy`], [`FaultExt`], [`Unknown`], every default in [`defaults`] |
 //! | look at what is parked or dead, and mend it | [`store::Store`], [`store::Command`] |
 //! | add a broker, a store or a format | [`broker::Broker`], [`store::Store`], [`format::Format`] |
