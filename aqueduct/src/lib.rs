@@ -113,7 +113,7 @@ pub mod sqlite {
 pub mod sql {
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub use crate::store::sql::{Forget, InboxStatus, Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
-    pub use crate::store::sql::{Home, ShardStatus, SqlStore, TxDatabase};
+    pub use crate::store::sql::{Home, Migrated, ShardStatus, SqlStore, TxDatabase};
 }
 /// The store, transactions and the outbox in a PostgreSQL database (feature `postgres`).
 #[cfg(feature = "postgres")]

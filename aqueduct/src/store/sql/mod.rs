@@ -30,6 +30,7 @@ mod postgres;
 mod relay;
 mod relay_status;
 mod rows;
+mod schema;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
@@ -56,12 +57,14 @@ mod wal;
 #[cfg(feature = "sqlite")]
 pub(crate) mod writer;
 
+#[cfg(any(test, feature = "testing"))]
 pub(crate) use lease::SqlLeases;
 #[cfg(feature = "mysql")]
 pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
 pub use outbox::Outbox;
 #[cfg(feature = "postgres")]
 pub use postgres::{PgDatabase, PgOptions, PgStore};
+pub use schema::Migrated;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub use server::{Isolation, Server, ServerDatabase, ServerOptions};
 #[cfg(any(feature = "postgres", feature = "mysql"))]

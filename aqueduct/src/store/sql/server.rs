@@ -13,6 +13,7 @@ use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
+use super::schema::Migrated;
 use super::server_floors::Floors;
 use super::server_inbox::{RETENTION, keep_house};
 use super::server_outbox::Written;
@@ -281,6 +282,23 @@ impl<DB: Server> ServerOptions<DB> {
 
     /// Connects, and looks whether the tables are there.
     pub async fn connect(self) -> Result<ServerDatabase<DB>, StoreError> {
+        let migrate = self.migrate;
+        let database = self.open()?;
+        if migrate {
+            database.migrate().await?;
+        } else {
+            database.check_schema().await?;
+        }
+        tokio::spawn(keep_house(Unowned(Arc::downgrade(&database.0))));
+        Ok(database)
+    }
+
+    /// Brings the tables to this version, for programs that leave them alone, and says which version they had.
+    pub async fn migrate(self) -> Result<Migrated, StoreError> {
+        self.open()?.migrate().await
+    }
+
+    fn open(self) -> Result<ServerDatabase<DB>, StoreError> {
         check_prefix(&self.prefix)?;
         let Some(options) = self.options else {
             let text = format!("the URL of the {} database cannot be read: it is like {}", DB::NAME, DB::URL);
@@ -297,7 +315,7 @@ impl<DB: Server> ServerOptions<DB> {
                 .test_before_acquire(false)
                 .connect_lazy_with(options.clone())
         };
-        let database = ServerDatabase(Arc::new(Shared {
+        Ok(ServerDatabase(Arc::new(Shared {
             own: pool(OWN_CONNECTIONS),
             handlers: pool(self.handlers),
             address,
@@ -312,14 +330,7 @@ impl<DB: Server> ServerOptions<DB> {
             steps: self.steps,
             translated: RwLock::default(),
             warm: Mutex::default(),
-        }));
-        if self.migrate {
-            database.migrate().await?;
-        } else {
-            database.check_schema().await?;
-        }
-        tokio::spawn(keep_house(Unowned(Arc::downgrade(&database.0))));
-        Ok(database)
+        })))
     }
 }
 
@@ -369,11 +380,11 @@ impl<DB: Server> ServerDatabase<DB> {
         &self.0.prefix
     }
 
-    /// Brings the tables to this version; safe while programs of the version before are running, and when several do it at
-    /// the same time.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
+    /// Brings the tables to this version, and says which one they had; safe while programs of the version before are running,
+    /// and when several do it at the same time.
+    pub async fn migrate(&self) -> Result<Migrated, StoreError> {
         if self.version().await? == KNOWN {
-            return Ok(());
+            return Ok(Migrated { from: KNOWN, to: KNOWN });
         }
         let mut connection = self.acquire(&self.0.own).await?;
         // Closing it ends whatever is open, and lets the lock go.
@@ -388,7 +399,8 @@ impl<DB: Server> ServerDatabase<DB> {
         for (to, sql) in (1..).zip(DB::MIGRATIONS).skip(found as usize) {
             run(&mut connection, step(&self.0.prefix, sql, to)).await?;
         }
-        run(&mut connection, "commit".to_owned()).await
+        run(&mut connection, "commit".to_owned()).await?;
+        Ok(Migrated { from: found, to: KNOWN })
     }
 
     /// Refuses tables that are missing, older or newer.
