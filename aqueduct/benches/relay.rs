@@ -42,7 +42,7 @@ fn event(n: u64) -> Event {
     event.key(format!("key {}", (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % 10_000))
 }
 
-async fn write(outbox: &Outbox, connection: &mut SqliteConnection, events: Vec<Event>) {
+async fn write(outbox: &Outbox<aqueduct::sqlite::Sqlite>, connection: &mut SqliteConnection, events: Vec<Event>) {
     let mut tx = connection.begin_with("begin immediate").await.expect("nobody else writes");
     outbox.publish_all(&mut tx, events).await.expect("written");
     tx.commit().await.expect("committed");

@@ -6,11 +6,12 @@ use crate::run::{cargo, show};
 use crate::servers::Servers;
 use crate::sim;
 
-/// Runs fresh seeds of the simulator for some seconds, then kills processes so many times, and the program with programs as
-/// handlers a tenth as often.
+/// Runs fresh seeds of the simulator for some seconds, then kills processes so many times on each database, and the program
+/// with programs as handlers a tenth as often.
 pub(crate) fn run(seconds: u64, rounds: u64) -> Result<()> {
     sim::chaos(seconds)?;
     processes(seconds / 2, rounds)?;
+    databases(rounds)?;
     programs(rounds.div_ceil(10))
 }
 
@@ -21,6 +22,14 @@ fn processes(seconds: u64, rounds: u64) -> Result<()> {
     command.args(["--", "--nocapture", "--test-threads", "1"]);
     command.env("AQUEDUCT_CHAOS_SECONDS", seconds.to_string()).env("AQUEDUCT_CHAOS_ROUNDS", rounds.to_string());
     let servers = Servers::for_sources(&["aqueduct/tests/sqlite"])?;
+    show(command.envs(servers.iter().flat_map(Servers::env)))
+}
+
+/// Services with their transactions in each database, each killed so many times.
+fn databases(rounds: u64) -> Result<()> {
+    let mut command = cargo(&["test", "--package", "aqueduct", "--all-features", "--test", "databases", "kills::"]);
+    command.args(["--", "--nocapture"]).env("AQUEDUCT_CHAOS_ROUNDS", rounds.to_string());
+    let servers = Servers::for_sources(&["aqueduct/tests/databases"])?;
     show(command.envs(servers.iter().flat_map(Servers::env)))
 }
 

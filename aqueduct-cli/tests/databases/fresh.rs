@@ -19,12 +19,6 @@ impl Fresh {
         Self { world: World::new(), database: mariadb_database().unwrap() }
     }
 
-    /// With Aqueduct's tables in it.
-    pub(crate) fn migrated(self) -> Self {
-        self.run(&["migrate"]).succeeded();
-        self
-    }
-
     fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = self.world.command(arguments);
         command.env("AQUEDUCT_DATABASE", self.database.url());

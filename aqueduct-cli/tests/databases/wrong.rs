@@ -1,7 +1,11 @@
 //! What is wrong with a database is said, with what to do, and never with a password.
 
+use std::os::unix::fs::PermissionsExt;
+
+use aqueduct_servers::{Options, Postgres};
+
 use crate::fresh::{Fresh, on_each_server};
-use crate::world::Said;
+use crate::world::{Said, World};
 
 on_each_server! {
     a_wrong_address_or_password_is_said_without_the_password
@@ -12,6 +16,7 @@ on_each_server! {
 const SECRET: &str = "s3cr3t";
 
 #[track_caller]
+#[expect(clippy::needless_pass_by_value, reason = "what was said is looked at once")]
 fn without_secret(said: Said) {
     assert!(!said.out.contains(SECRET) && !said.err.contains(SECRET), "{said:?}");
 }
@@ -19,9 +24,9 @@ fn without_secret(said: Said) {
 fn a_wrong_address_or_password_is_said_without_the_password(fresh: &Fresh) {
     let url = fresh.database.url();
     let (scheme, rest) = url.split_once("://").unwrap();
-    let (login, place) = rest.split_once('@').unwrap();
-    let (user, _) = login.split_once(':').unwrap();
+    let (_, place) = rest.split_once('@').unwrap();
     let (host, name) = place.split_once('/').unwrap();
+    let user = "nobody";
     let with = |place: &str| format!("{scheme}://{user}:{SECRET}@{place}");
     let cases = [
         (with(place), 69, vec![host, user]),
@@ -62,4 +67,28 @@ fn the_doctor_looks_at_the_database(fresh: &Fresh) {
     fresh.sql("drop table aq_schema");
     let said = fresh.run(&["doctor"]).failed(69, &[]);
     assert!(said.out.contains("FAIL  database: ") && said.out.contains("aqueduct migrate"), "{said:?}");
+}
+
+/// The servers of the other tests ask for no password.
+#[test]
+fn a_wrong_password_of_postgres_is_said_without_it() {
+    let world = World::new();
+    let access = world.write("access", "host postgres all all trust\nhost all all all scram-sha-256\n");
+    for (path, mode) in [(access.parent().unwrap(), 0o755), (&*access, 0o644)] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let server = Postgres::start(Options::new().setting("hba_file", access.to_str().unwrap())).unwrap();
+    let sql = |sql: &str| {
+        let mut psql = std::process::Command::new("psql");
+        assert!(
+            psql.args(["--quiet", "--dbname", &server.url("postgres"), "--command", sql]).status().unwrap().success()
+        );
+    };
+    sql("alter role aqueduct password 'right'");
+    sql("create database shop");
+    let url = server.url("shop").replace(":aqueduct@", ":right@");
+    world.run(&["migrate", "--database", &url]).succeeded();
+    let wrong = url.replace(":right@", &format!(":{SECRET}@"));
+    let said = world.run(&["outbox", "status", "--database", &wrong]);
+    without_secret(said.failed(69, &["password authentication failed", "aqueduct"]));
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use crate::source::{Finding, Source};
 
 /// More than its budget, with a sentence in ARCHITECTURE.md that says why: area and lines.
-const EXCEEDED: [(&str, usize); 3] = [("broker/sqlite", 2_370), ("engine", 3_500), ("format/cloudevents", 450)];
+const EXCEEDED: [(&str, usize); 4] =
+    [("broker/sqlite", 2_370), ("engine", 3_600), ("store/sql", 6_000), ("format/cloudevents", 450)];
 
 /// The area that a file counts for and its budget; none for the test kit, which is tests.
 fn area(source: &Source) -> Option<(String, usize)> {
@@ -58,7 +59,7 @@ mod lints {
         };
         assert_eq!(at("format/json.rs", 400), [""; 0]);
         assert_eq!(at("format/json.rs", 401), ["format/json"]);
-        assert_eq!(at("engine/lanes.rs", 3_500), ["engine"]);
+        assert_eq!(at("engine/lanes.rs", 3_600), ["engine"]);
         assert_eq!(at("broker/memory/log.rs", 2_001), ["broker/memory"]);
         assert_eq!(at("router.rs", 5_001), ["the rest of the library"]);
         assert_eq!(at("testing/sim/mod.rs", 9_000), [""; 0]);

@@ -71,8 +71,8 @@ impl Retry {
         }
         // One that was due already is none that was made due.
         let heads = table.parked(usize::MAX).await?;
-        let gone = rows.into_iter().filter(|row| heads.iter().all(|head| head.id != *row)).collect();
-        missing(gone)
+        let gone: Vec<i64> = rows.into_iter().filter(|row| heads.iter().all(|head| head.id != *row)).collect();
+        missing(&gone)
     }
 }
 
@@ -94,7 +94,7 @@ impl Discard {
                 None => gone.push(row),
             }
         }
-        missing(gone)
+        missing(&gone)
     }
 }
 
@@ -124,7 +124,7 @@ fn discarded(line: &ParkedLine, who: &str, why: &str, output: Output) -> String 
 }
 
 /// A failure if there is no such row.
-fn missing(rows: Vec<i64>) -> Result<(), Failure> {
+fn missing(rows: &[i64]) -> Result<(), Failure> {
     let rows: Vec<String> = rows.iter().map(i64::to_string).collect();
     if rows.is_empty() {
         return Ok(());

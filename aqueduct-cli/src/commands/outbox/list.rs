@@ -24,7 +24,7 @@ impl List {
         let more = lines.len() > limit;
         lines.truncate(limit);
         let text = match output {
-            Output::Json => lines.iter().map(|line| format!("{}\n", line_json(line))).collect(),
+            Output::Json => lines.iter().fold(String::new(), |text, line| text + &line_json(line).to_string() + "\n"),
             Output::Text if lines.is_empty() => String::new(),
             Output::Text => as_table(&lines),
         };

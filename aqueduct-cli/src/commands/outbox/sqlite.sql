@@ -10,6 +10,6 @@ insert into aq_outbox (topic, key, event_id, type, source, time, content_type, h
     'shop',                          -- source: who says so. Null is the source that the relay is started with
     '2026-01-05T09:00:07Z',          -- time: when it happened, as in RFC 3339. Null is when the row was written
     'application/json',              -- content_type: what the data are. Null is nothing said
-    '{"tenant": "eu-1"}',            -- headers: a JSON object of texts. Null is none
+    '{"ce-tenant": "eu-1"}',         -- headers: a JSON object of texts, ce-... for an attribute of CloudEvents. Null is none
     cast('{"order": 4711}' as blob)  -- data: any bytes. Null is none
 );

@@ -40,6 +40,8 @@ mod server_inbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_outbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_session;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_tx;
 mod shards;
 #[cfg(feature = "sqlite")]

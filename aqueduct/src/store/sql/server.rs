@@ -17,6 +17,7 @@ use super::schema::Migrated;
 use super::server_floors::Floors;
 use super::server_inbox::{RETENTION, keep_house};
 use super::server_outbox::Written;
+use super::server_session::{Reading, Within};
 use super::server_tx::{End, Ended, Limits, Open, Steps};
 use super::store::{Home, HomeCalls, SqlStore};
 use crate::clock::Clock;
@@ -301,7 +302,11 @@ impl<DB: Server> ServerOptions<DB> {
     fn open(self) -> Result<ServerDatabase<DB>, StoreError> {
         check_prefix(&self.prefix)?;
         let Some(options) = self.options else {
-            let text = format!("the URL of the {} database cannot be read: it is like {}", DB::NAME, DB::URL);
+            let text = format!(
+                "the URL of the {} database cannot be read: it is like {}, with what is special percent-encoded",
+                DB::NAME,
+                DB::URL
+            );
             return Err(StoreError::Refused(text));
         };
         let options = options.disable_statement_logging();
@@ -472,6 +477,15 @@ impl<DB: Server> ServerDatabase<DB> {
             [one] => one.clone(),
             _ => Statement { sql: text.into(), args: 0 },
         }
+    }
+
+    /// A connection for the library's own work.
+    pub(super) async fn own_connection(&self) -> Result<PoolConnection<DB>, StoreError> {
+        self.acquire(&self.0.own).await
+    }
+
+    pub(super) fn behind_pooler(&self) -> bool {
+        self.0.behind_pooler
     }
 
     pub(super) fn floors(&self) -> &Floors {
@@ -712,122 +726,4 @@ impl<DB: Server> Database for ServerDatabase<DB> {
             Ok(Box::new(Reading { database: self.clone(), connection: Some(connection) }) as Box<dyn Session>)
         })
     }
-}
-
-/// The connection of a transaction while work runs on it.
-struct Within<'c, DB: Server> {
-    database: &'c ServerDatabase<DB>,
-    connection: &'c mut DB::Connection,
-    /// What the error of the statement meant that failed.
-    failed: Option<Meaning>,
-}
-
-/// A connection to read on.
-struct Reading<DB: Server> {
-    database: ServerDatabase<DB>,
-    /// There until it is given back.
-    connection: Option<PoolConnection<DB>>,
-}
-
-impl<DB: Server> Session for Within<'_, DB> {
-    fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(async move {
-            let done = execute(self.database, self.connection, sql, args).await;
-            done.map_err(|error| {
-                self.failed = meaning::<DB>(&error);
-                self.database.explain(&error)
-            })
-        })
-    }
-
-    fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
-        Box::pin(async move {
-            let found = fetch(self.database, self.connection, sql, args).await;
-            found.map_err(|error| {
-                self.failed = meaning::<DB>(&error);
-                self.database.explain(&error)
-            })
-        })
-    }
-}
-
-impl<DB: Server> Reading<DB> {
-    /// Runs it on another connection once if this one has been closed by the server, as it may be after a quiet time.
-    async fn again(&mut self, error: &sqlx::Error) -> Result<(), StoreError> {
-        if let Some(mut connection) = self.connection.take() {
-            connection.close_on_drop();
-        }
-        if !broken::<DB>(error) || self.database.0.behind_pooler {
-            return Err(self.database.explain(error));
-        }
-        self.connection = Some(self.database.acquire(&self.database.0.own).await?);
-        Ok(())
-    }
-
-    fn connection(&mut self) -> Result<&mut PoolConnection<DB>, StoreError> {
-        self.connection.as_mut().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
-    }
-}
-
-impl<DB: Server> Drop for Reading<DB> {
-    fn drop(&mut self) {
-        if let Some(connection) = &mut self.connection
-            && self.database.0.behind_pooler
-        {
-            DB::Manager::start_rollback(connection);
-        }
-    }
-}
-
-impl<DB: Server> Session for Reading<DB> {
-    fn execute<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(async move {
-            let database = self.database.clone();
-            match execute(&database, self.connection()?, sql, args).await {
-                Ok(done) => Ok(done),
-                Err(error) => Err(database.explain(&error)),
-            }
-        })
-    }
-
-    fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
-        Box::pin(async move {
-            let database = self.database.clone();
-            let found = fetch(&database, self.connection()?, sql, args.clone()).await;
-            let Err(error) = found else { return found.map_err(|e| database.explain(&e)) };
-            self.again(&error).await?;
-            fetch(&database, self.connection()?, sql, args).await.map_err(|e| database.explain(&e))
-        })
-    }
-}
-
-/// Runs statements one after another and answers how many rows the last one changed.
-async fn execute<DB: Server>(
-    database: &ServerDatabase<DB>,
-    connection: &mut DB::Connection,
-    text: &'static str,
-    mut args: Vec<Value>,
-) -> Result<u64, sqlx::Error> {
-    let mut changed = 0;
-    for statement in &*database.translated(text) {
-        let rest = args.split_off(statement.args.min(args.len()));
-        changed = DB::execute(connection, statement, std::mem::replace(&mut args, rest)).await?;
-    }
-    Ok(changed)
-}
-
-/// Runs statements one after another and answers the rows of the last one.
-async fn fetch<DB: Server>(
-    database: &ServerDatabase<DB>,
-    connection: &mut DB::Connection,
-    text: &'static str,
-    mut args: Vec<Value>,
-) -> Result<Vec<SqlRow>, sqlx::Error> {
-    let statements = database.translated(text);
-    let Some((last, before)) = statements.split_last() else { return Ok(Vec::new()) };
-    for statement in before {
-        let rest = args.split_off(statement.args.min(args.len()));
-        DB::execute(connection, statement, std::mem::replace(&mut args, rest)).await?;
-    }
-    DB::fetch(connection, last, args).await
 }
