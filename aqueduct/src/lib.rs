@@ -83,6 +83,10 @@ pub mod guide {
     #[doc = include_str!("guide/embedded.md")]
     pub mod embedded {}
 
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[doc = include_str!("guide/databases.md")]
+    pub mod databases {}
+
     #[doc = include_str!("guide/testing.md")]
     pub mod testing {}
 }

@@ -52,7 +52,10 @@ impl Calls for MySql {
     const MIGRATIONS: [&'static str; 2] =
         [include_str!("../../../migrations/mysql/0001.sql"), include_str!("../../../migrations/mysql/0002.sql")];
 
-    const BEGIN: &'static str = "set transaction isolation level read committed; start transaction";
+    // A process that is stopped inside holds what others wait for, such as its session, no longer than a lease lasts; MySQL
+    // itself has no such limit.
+    const BEGIN: &'static str = "set @aq_own = 1 /*M!100300 , session idle_transaction_timeout = 4 */; \
+         set transaction isolation level read committed; start transaction";
     // Of the connection, since each `create table` commits.
     const LOCK: &'static str = "select get_lock('aq_migrate', 60)";
 

@@ -43,7 +43,9 @@ impl Calls for Postgres {
     const MIGRATIONS: [&'static str; 2] =
         [include_str!("../../../migrations/postgres/0001.sql"), include_str!("../../../migrations/postgres/0002.sql")];
 
-    const BEGIN: &'static str = "begin isolation level read committed";
+    // A process that is stopped inside holds what others wait for, such as its session, no longer than a lease lasts.
+    const BEGIN: &'static str =
+        "begin isolation level read committed; set local idle_in_transaction_session_timeout = '4s'";
     const LOCK: &'static str = "select pg_advisory_xact_lock(4716242310)";
 
     fn behind_pooler(options: OptionsOf<Self>) -> OptionsOf<Self> {
