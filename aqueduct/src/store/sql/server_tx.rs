@@ -185,6 +185,7 @@ pub(crate) struct End {
     pub(crate) shard: i64,
     pub(crate) epoch: Epoch,
     /// How long the lease holds still.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "on MySQL the fence goes with the commit"))]
     pub(crate) left: Duration,
 }
 
@@ -195,6 +196,7 @@ pub(crate) enum Ended {
     /// The fence has another epoch, or is not there.
     Replaced(Option<i64>),
     /// By the handler itself, some time ago.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL does not tell"))]
     Before,
 }
 
