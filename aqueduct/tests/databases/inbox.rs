@@ -263,20 +263,21 @@ async fn the_inbox_forgets_only_what_nobody_can_ask_for_again<DB: TestDatabase>(
 
 /// An effect that is forgotten is none that the database has lost, whatever is settled later.
 async fn what_was_forgotten_is_not_missed<DB: TestDatabase>() {
-    let (shop, broker) = (Shop::<DB>::new(Duration::ZERO).await, MemoryBroker::new());
-    let publisher = Publisher::new("shop", broker.clone());
+    let (shop, folder) = (Shop::<DB>::new(Duration::ZERO).await, tempfile::tempdir().unwrap());
+    let log = Log::at(&folder.path().join("log.db")).await;
+    let publisher = Publisher::new("shop", log.broker.clone());
     let prefix = shop.prefix.clone();
     let handler = move |event: Event, mut tx: Tx<DB>| {
         let prefix = prefix.clone();
         async move { write_effect(&mut tx, &prefix, &event).await }
     };
     let app = Router::new().on("order.placed", handler).on("order.seen", async || ());
-    let service = shop.serve(Consumer::new(CONSUMER, broker.clone()).topics(["orders"]), app);
+    let service = shop.serve(log.consumer(), app);
     publisher.publish(order(1, "orders")).await.unwrap();
-    tokio::time::timeout(LONG, broker.wait_settled(CONSUMER)).await.unwrap();
+    log.settled().await;
     assert_eq!(shop.store().inbox_sweep().await.unwrap(), 1);
     publisher.publish(Event::raw("order.seen", "").topic("orders").key("key")).await.unwrap();
-    tokio::time::timeout(LONG, broker.wait_settled(CONSUMER)).await.unwrap();
+    log.settled().await;
     assert_eq!(service.health.reason(), "");
     let epochs = shop.count("select epoch from {p}shards where epoch is not null order by epoch desc limit 1");
     assert_eq!(epochs.await, 1, "the partition was given up");
