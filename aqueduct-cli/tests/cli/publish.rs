@@ -154,7 +154,7 @@ fn a_file_of_a_newer_version_is_refused_with_both_versions() {
         sqlx::query("update aq_schema set version = 99").execute(&mut file).await.unwrap();
         file.close().await.unwrap();
     });
-    let words = ["schema version 99", "knows 1", "use a newer version"];
+    let words = ["schema version 99", "knows 2", "use a newer version"];
     world.run_with(&["publish", "--topic", "t"], GOOD).failed(69, &words);
     world.run(&["consume", "t", "--group", "g"]).failed(69, &words);
 }
