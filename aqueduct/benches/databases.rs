@@ -220,7 +220,7 @@ where
 
 /// Transactions a second with `rows` business rows written one by one, and their events in one statement or none.
 async fn orders<DB: Bench>(pool: &Pool<DB>, count: u64, rows: u64, outbox: Option<Outbox<DB>>) -> f64 {
-    sqlx_delete(pool).await;
+    DB::prepare(pool).await;
     let begin = Instant::now();
     share(count, pool, move |pool, n| {
         let outbox = outbox.clone();
@@ -237,10 +237,6 @@ async fn orders<DB: Bench>(pool: &Pool<DB>, count: u64, rows: u64, outbox: Optio
     })
     .await;
     rate(count, begin.elapsed())
-}
-
-async fn sqlx_delete<DB: Bench>(pool: &Pool<DB>) {
-    DB::prepare(pool).await;
 }
 
 fn rate(count: u64, took: Duration) -> f64 {
