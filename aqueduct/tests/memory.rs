@@ -66,8 +66,9 @@ fn an_event_costs_a_constant_number_of_allocations() {
     for count in counts {
         // 3.19 measured: the memory broker's copy of a message, of which the list of headers is allocated; the `Arc` of
         // the event; the handler's boxed future. The rest is what fetches, batches and settles cost, divided by the
-        // events in them.
-        assert!(count <= 5 * KEYS * 320 / 100, "{counts:?} allocations in a round of {} events", 5 * KEYS);
+        // events in them, and how many those are the scheduler decides: 3.204 was seen too. One more allocation for each
+        // event would be 4.19.
+        assert!(count <= 5 * KEYS * 350 / 100, "{counts:?} allocations in a round of {} events", 5 * KEYS);
     }
 }
 
