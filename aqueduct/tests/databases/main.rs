@@ -5,7 +5,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
+mod failover;
+mod faults;
 mod fresh;
+mod full;
+mod logs;
+mod migrate;
+mod pooler;
+mod proxy;
+mod service;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;

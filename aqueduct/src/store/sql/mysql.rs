@@ -157,6 +157,7 @@ impl Calls for MySql {
         connection: &'a mut MySqlConnection,
         prefix: &'a str,
         rows: Vec<Written>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         Box::pin(async move {
             for rows in rows.chunks(ROWS_A_STATEMENT) {
@@ -165,7 +166,7 @@ impl Calls for MySql {
                     "insert into {prefix}outbox (topic, `key`, event_id, type, source, content) values {places}"
                 );
                 // Only the statements of usual lengths are worth being prepared for longer.
-                let usual = rows.len() == 1 || rows.len() == ROWS_A_STATEMENT;
+                let usual = kept && (rows.len() == 1 || rows.len() == ROWS_A_STATEMENT);
                 let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(usual);
                 for (topic, key, id, kind, source, content) in rows {
                     let bytes = |text: &Text| text.as_str().as_bytes().to_vec();
@@ -290,7 +291,7 @@ fn meaning(number: u16) -> Option<Meaning> {
 type Query<'q> = sqlx::query::Query<'q, MySql, MySqlArguments>;
 
 fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
-    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql)));
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql))).persistent(statement.kept);
     args.into_iter().fold(query, |query, value| match value {
         Value::Null(Kind::Int) => query.bind(None::<i64>),
         Value::Null(Kind::Text | Kind::Blob) => query.bind(None::<Vec<u8>>),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -10,6 +11,8 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Pool, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
@@ -18,9 +21,9 @@ use super::server_outbox::Written;
 use super::server_tx::{End, Ended, Limits};
 use super::store::{Home, Settles, SqlStore};
 use crate::clock::Clock;
-use crate::error::StoreError;
+use crate::error::{Error, StoreError};
 use crate::outcome::BoxFuture;
-use crate::store::{Claim, Standing};
+use crate::store::{Applied, Claim, Op, Standing};
 use crate::topic::{Partition, Position, Text};
 
 /// Connections of the store, the relay and the leases; handlers have their own, so that they cannot take all of them.
@@ -31,6 +34,12 @@ const HANDLER_CONNECTIONS: u32 = 16;
 
 /// How long a connection is waited for before the database counts as away.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the library's own transactions wait for answers: a server that is cut off says nothing, for a quarter of an hour.
+const ANSWERED: Duration = Duration::from_secs(30);
+
+/// For how long it is known why there was no connection.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The version of the tables that this program knows.
 const KNOWN: u32 = 2;
@@ -103,11 +112,12 @@ pub(crate) trait Calls: sqlx::Database + Sized {
         end: End,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
-    /// Writes rows of the outbox, in their order, with as few statements as can be.
+    /// Writes rows of the outbox, in their order, with as few statements as can be; `kept`: they may be prepared for longer.
     fn insert_events<'a>(
         connection: &'a mut Self::Connection,
         prefix: &'a str,
         rows: Vec<Written>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>>;
 
     /// What an error of the database means; none if it is none that is known.
@@ -141,6 +151,15 @@ pub(crate) enum Meaning {
 pub(crate) struct Statement {
     pub(super) sql: Arc<str>,
     pub(super) args: usize,
+    /// It is prepared for as long as the connection lives; behind a pooler nothing is.
+    pub(super) kept: bool,
+}
+
+impl Statement {
+    /// One that stands alone, and is not prepared for longer.
+    pub(super) fn once(sql: &str) -> Self {
+        Self { sql: sql.trim().into(), args: sql.matches('?').count(), kept: false }
+    }
 }
 
 /// A database on a server, with Aqueduct's tables in it. Clones share its connections.
@@ -161,11 +180,25 @@ struct Shared<DB: Server> {
     shards: RwLock<BTreeMap<(Text, Partition), i64>>,
     /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
     behind_pooler: bool,
-    floors: Floors,
+    floors: Arc<Floors>,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
     translated: RwLock<BTreeMap<(usize, usize), Arc<[Statement]>>>,
     /// Connections that handlers have given back in good order; the pool would ask each of them first.
-    warm: Mutex<Vec<PoolConnection<DB>>>,
+    warm: Mutex<Vec<(PoolConnection<DB>, u64)>>,
+    /// A handler has one of these before it asks for a connection: the pool knows nothing of those that were given back here.
+    places: Arc<Semaphore>,
+    /// How many connections have had a number.
+    numbered: AtomicU64,
+    options: OptionsOf<DB>,
+    /// Why there was no connection when somebody looked last.
+    none_because: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+/// A connection of a handler, with a number that no other has.
+pub(super) struct Numbered<DB: Server> {
+    pub(super) connection: PoolConnection<DB>,
+    pub(super) number: u64,
+    _place: OwnedSemaphorePermit,
 }
 
 /// What a handler's transaction sees of others.
@@ -220,6 +253,10 @@ impl<DB: Server> ServerOptions<DB> {
     /// Says that a pooler is between this program and the database that gives each transaction another connection, such as
     /// `PgBouncer` in transaction mode: then no statement is prepared for longer, and nothing runs outside a transaction.
     /// Defaults to a connection of one's own.
+    ///
+    /// The trap: a handler's own statements are prepared by name, which a pooler mixes up, unless they are made with
+    /// `sqlx::query(..).persistent(false)`, or the pooler knows such statements, as `PgBouncer` does from 1.21 on with
+    /// `max_prepared_statements`.
     pub fn behind_pooler(mut self) -> Self {
         self.behind_pooler = true;
         self
@@ -247,13 +284,20 @@ impl<DB: Server> ServerOptions<DB> {
         let options = options.disable_statement_logging();
         let options = if self.behind_pooler { DB::behind_pooler(options) } else { options };
         let address = DB::address(&options);
+        let floors = Arc::<Floors>::default();
+        // Behind a pooler a connection says nothing of the server that a transaction will be on.
+        let looked_at = (!self.behind_pooler).then(|| (Arc::clone(&floors), Arc::<str>::from(self.prefix.as_str())));
         let pool = |count| {
-            PoolOptions::new()
-                .max_connections(count)
-                .min_connections(0)
-                .acquire_timeout(PATIENCE)
-                .test_before_acquire(false)
-                .connect_lazy_with(options.clone())
+            let looked_at = looked_at.clone();
+            let pool = PoolOptions::new().max_connections(count).min_connections(0).acquire_timeout(PATIENCE);
+            let pool = pool.after_connect(move |connection, _| {
+                let looked_at = looked_at.clone();
+                Box::pin(async move {
+                    let Some((floors, prefix)) = looked_at else { return Ok(()) };
+                    floors.look::<DB>(connection, &prefix).await
+                })
+            });
+            pool.test_before_acquire(false).connect_lazy_with(options.clone())
         };
         let database = ServerDatabase(Arc::new(Shared {
             own: pool(OWN_CONNECTIONS),
@@ -264,9 +308,13 @@ impl<DB: Server> ServerOptions<DB> {
             isolation: self.isolation,
             behind_pooler: self.behind_pooler,
             shards: RwLock::default(),
-            floors: Floors::default(),
+            floors,
             translated: RwLock::default(),
             warm: Mutex::default(),
+            places: Arc::new(Semaphore::new(self.handlers as usize)),
+            numbered: AtomicU64::new(0),
+            options,
+            none_because: tokio::sync::Mutex::default(),
         }));
         if self.migrate {
             database.migrate().await?
@@ -320,6 +368,11 @@ impl<DB: Server> ServerDatabase<DB> {
         &self.0.clock
     }
 
+    /// True if statements are prepared for as long as the connection lives.
+    pub(crate) fn keeps_statements(&self) -> bool {
+        !self.0.behind_pooler
+    }
+
     /// What the names of tables begin with.
     pub(crate) fn prefix(&self) -> &str {
         &self.0.prefix
@@ -368,7 +421,7 @@ impl<DB: Server> ServerDatabase<DB> {
     async fn version(&self) -> Result<u32, StoreError> {
         let mut connection = self.acquire(&self.0.own).await?;
         let sql = format!("select max(version) from {}schema", self.0.prefix);
-        let statement = Statement { sql: sql.into(), args: 0 };
+        let statement = Statement::once(&sql);
         let rows = match DB::fetch(&mut connection, &statement, vec![]).await {
             Ok(rows) => rows,
             Err(error) if meaning::<DB>(&error) == Some(Meaning::Missing) => return Ok(0),
@@ -379,23 +432,82 @@ impl<DB: Server> ServerDatabase<DB> {
     }
 
     async fn acquire(&self, pool: &Pool<DB>) -> Result<PoolConnection<DB>, StoreError> {
-        pool.acquire().await.map_err(|e| self.explain(&e))
+        match pool.acquire().await {
+            Ok(connection) => Ok(connection),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.why_none().await),
+            Err(error) => Err(self.explain(&error)),
+        }
+    }
+
+    /// Why the pool had no connection: it does not say itself. Connects once outside of it, for all who want to know.
+    async fn why_none(&self) -> StoreError {
+        let mut known = self.0.none_because.lock().await;
+        let recent = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, why)| why.clone());
+        let why = match recent {
+            Some(why) => why,
+            None => match tokio::time::timeout(PATIENCE, self.0.options.connect()).await {
+                Ok(Ok(connection)) => {
+                    drop(connection);
+                    format!("the store's own connections were all in use for {PATIENCE:?}")
+                }
+                Ok(Err(error)) => match meaning::<DB>(&error) {
+                    Some(Meaning::GivenUp(what) | Meaning::Gone(what) | Meaning::Passes(what) | Meaning::Stays(what)) => {
+                        format!("{what} ({error})")
+                    }
+                    _ => format!("the database cannot be reached ({error})"),
+                },
+                Err(_) => format!("the database does not answer within {PATIENCE:?}"),
+            },
+        };
+        let error = self.unavailable(&why);
+        *known = Some((Instant::now(), why));
+        error
     }
 
     /// A connection with the transaction of an attempt begun on it: one that was given back in good order, or one of the pool.
-    pub(super) async fn begin_attempt(&self, limits: Limits) -> Result<PoolConnection<DB>, StoreError> {
+    pub(super) async fn begin_attempt(&self, limits: Limits) -> Result<Numbered<DB>, StoreError> {
         let begin = DB::begin_attempt(self.0.isolation, limits);
+        // An attempt that ends while it waits for the database would count.
+        let until = Instant::now() + limits.lock.min(PATIENCE * 2);
+        let place = self.place(until.min(Instant::now() + PATIENCE)).await?;
         loop {
             let warm = self.0.warm.lock().pop();
-            let Some(mut connection) = warm else {
-                return self.begun(&self.0.handlers, begin).await.map_err(|failed| failed.error);
-            };
-            match begin_on::<DB>(&mut connection, &begin).await {
-                Ok(()) => return Ok(connection),
-                // The server has closed it since; then it has closed others too.
-                Err(_) => connection.close_on_drop(),
+            let Some((connection, number)) = warm else { break };
+            let mut connection = Unsafe(Some(connection));
+            if let Ok(Ok(())) = tokio::time::timeout_at(until, begin_on::<DB>(connection.get()?, &begin)).await {
+                return Ok(Numbered { connection: connection.safe()?, number, _place: place });
             }
+            // The server has closed it since; then it has closed others too.
         }
+        let begun = tokio::time::timeout_at(until, self.begun(&self.0.handlers, begin)).await;
+        let Ok(begun) = begun else {
+            return Err(self.unavailable("the database did not begin a transaction in time"));
+        };
+        let connection = begun.map_err(|failed| failed.error)?;
+        Ok(Numbered { connection, number: self.number(), _place: place })
+    }
+
+    /// One of the places for handlers, in the order in which they ask.
+    async fn place(&self, until: Instant) -> Result<OwnedSemaphorePermit, StoreError> {
+        let places = Arc::clone(&self.0.places).acquire_owned();
+        match tokio::time::timeout_at(until, places).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(self.unavailable("all connections for handlers are in use, and none became free in time: allow more with `handler_connections`, or fewer handlers with `concurrency`")),
+        }
+    }
+
+    fn unavailable(&self, what: &str) -> StoreError {
+        StoreError::Unavailable(format!("{}: {what}", self.0.address).into())
+    }
+
+    /// A number that no connection has.
+    fn number(&self) -> u64 {
+        self.0.numbered.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number of the connection that something was written on: behind a pooler it is another each time.
+    pub(super) fn number_of(&self, number: u64) -> u64 {
+        if self.0.behind_pooler { self.number() } else { number }
     }
 
     /// The id of a shard that has been taken over.
@@ -418,7 +530,7 @@ impl<DB: Server> ServerDatabase<DB> {
     pub(super) fn one(&self, text: &'static str) -> Statement {
         match &*self.translated(text) {
             [one] => one.clone(),
-            _ => Statement { sql: text.into(), args: 0 },
+            _ => Statement::once(text),
         }
     }
 
@@ -427,8 +539,9 @@ impl<DB: Server> ServerDatabase<DB> {
     }
 
     /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
-    pub(super) fn give_back(&self, connection: PoolConnection<DB>) {
-        self.0.warm.lock().push(connection);
+    pub(super) fn give_back(&self, held: Numbered<DB>) {
+        // Before its place is free.
+        self.0.warm.lock().push((held.connection, held.number));
     }
 
     /// A text of the library's own as this database has it, statement by statement.
@@ -446,26 +559,53 @@ impl<DB: Server> ServerDatabase<DB> {
     fn statement(&self, text: &str) -> Statement {
         let args = text.matches('?').count();
         let sql = named(&self.0.prefix, &DB::translate(text));
-        Statement { sql: sql.trim().into(), args }
+        Statement { sql: sql.trim().into(), args, kept: self.keeps_statements() }
+    }
+
+    /// Host, port and database, without secrets.
+    pub(super) fn address(&self) -> &str {
+        &self.0.address
     }
 
     pub(super) fn explain(&self, error: &sqlx::Error) -> StoreError {
         explain::<DB>(&self.0.address, error)
     }
 
+    /// A handler's own error, with where its database is and what it means, if that is known.
+    pub(super) fn explain_handlers(&self, error: Error) -> Error {
+        let Some(known) = error.downcast_ref::<sqlx::Error>() else { return error };
+        let what = match (meaning::<DB>(known), known) {
+            (Some(Meaning::GivenUp(what) | Meaning::Gone(what) | Meaning::Passes(what)), _) => what,
+            (None, sqlx::Error::Io(_)) => CLOSED,
+            _ => return error,
+        };
+        let text = format!("{}: {what} ({error})", self.0.address);
+        error.explained(text)
+    }
+
     /// One try at a transaction of the library's own.
     async fn transaction(&self, work: &mut dyn Work) -> Result<(), Failed> {
-        let mut connection = self.begun(&self.0.own, DB::BEGIN.to_owned()).await?;
-        let mut session = Within { database: self, connection: &mut connection, failed: None };
+        let begun = tokio::time::timeout(ANSWERED, self.begun(&self.0.own, DB::BEGIN.to_owned()));
+        let mut connection = Unsafe(Some(begun.await.map_err(|_| self.failed(&no_answer()))??));
+        let done = tokio::time::timeout(ANSWERED, self.within(connection.get()?, work)).await;
+        let done = done.unwrap_or_else(|_| Err(self.failed(&no_answer())));
+        if done.as_ref().err().is_none_or(|failed| !failed.broken) {
+            connection.safe()?;
+        }
+        done
+    }
+
+    /// Work, and its end, in a transaction that was begun.
+    async fn within(&self, connection: &mut DB::Connection, work: &mut dyn Work) -> Result<(), Failed> {
+        let mut session = Within { database: self, connection, failed: None };
         let done = work.run(&mut session).await;
         let failed = session.failed.take();
         match done {
-            Ok(()) => DB::Manager::commit(&mut connection).await.map_err(|e| self.failed(&e)),
+            Ok(()) => DB::Manager::commit(connection).await.map_err(|e| self.failed(&e)),
             Err(error) => {
-                if DB::Manager::rollback(&mut connection).await.is_err() {
-                    connection.close_on_drop();
-                }
-                Err(Failed { error, again: failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_))) })
+                let broken = DB::Manager::rollback(connection).await.is_err();
+                let again = failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_)));
+                Err(Failed { error, again, broken })
             }
         }
     }
@@ -473,10 +613,9 @@ impl<DB: Server> ServerDatabase<DB> {
     /// A connection with a transaction begun on it. One that the server has closed meanwhile is replaced.
     async fn begun(&self, pool: &Pool<DB>, begin: String) -> Result<PoolConnection<DB>, Failed> {
         loop {
-            let mut connection = pool.acquire().await.map_err(|e| self.failed(&e))?;
-            let done = begin_on::<DB>(&mut connection, &begin).await;
-            let Err(error) = done else { return Ok(connection) };
-            connection.close_on_drop();
+            let mut connection = Unsafe(Some(self.acquire(pool).await?));
+            let Err(error) = begin_on::<DB>(connection.get()?, &begin).await else { return Ok(connection.safe()?) };
+            drop(connection);
             if !broken::<DB>(&error) || pool.num_idle() == 0 {
                 return Err(self.failed(&error));
             }
@@ -485,7 +624,7 @@ impl<DB: Server> ServerDatabase<DB> {
 
     fn failed(&self, error: &sqlx::Error) -> Failed {
         let again = matches!(meaning::<DB>(error), Some(Meaning::GivenUp(_)));
-        Failed { error: self.explain(error), again }
+        Failed { error: self.explain(error), again, broken: true }
     }
 }
 
@@ -497,6 +636,45 @@ async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> R
 struct Failed {
     error: StoreError,
     again: bool,
+    /// The connection is in no state to be used again.
+    broken: bool,
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self { error, again: false, broken: true }
+    }
+}
+
+/// A connection on which something is under way: dropped meanwhile, it is closed, since nobody knows how far that has come.
+struct Unsafe<DB: Server>(Option<PoolConnection<DB>>);
+
+impl<DB: Server> Unsafe<DB> {
+    fn get(&mut self) -> Result<&mut DB::Connection, StoreError> {
+        self.0.as_deref_mut().ok_or_else(taken)
+    }
+
+    /// It is done.
+    fn safe(&mut self) -> Result<PoolConnection<DB>, StoreError> {
+        self.0.take().ok_or_else(taken)
+    }
+}
+
+impl<DB: Server> Drop for Unsafe<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.0 {
+            connection.close_on_drop();
+        }
+    }
+}
+
+/// What is said of a server that says nothing.
+fn no_answer() -> sqlx::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer for {ANSWERED:?}")).into()
+}
+
+fn taken() -> StoreError {
+    StoreError::Unavailable("the connection was taken".into())
 }
 
 /// One step of the migrations, with the note of the version that it leads to.
@@ -506,13 +684,15 @@ fn step(prefix: &str, sql: &str, to: u32) -> String {
 }
 
 /// Puts the prefix before the names of tables. An index is in the schema of its table by itself.
-fn named(prefix: &str, sql: &str) -> String {
+pub(super) fn named(prefix: &str, sql: &str) -> String {
     if prefix == "aq_" {
         return sql.to_owned();
     }
     let name = prefix.rsplit_once('.').map_or(prefix, |(_, name)| name);
     sql.replace("index aq_", "index @_").replace("aq_", prefix).replace("@_", name)
 }
+
+const CLOSED: &str = "the database cannot be reached, or has closed the connection";
 
 /// The connection is of no use any more.
 pub(super) fn broken<DB: Server>(error: &sqlx::Error) -> bool {
@@ -545,7 +725,7 @@ fn explain<DB: Server>(address: &str, error: &sqlx::Error) -> StoreError {
             "{address}: no connection was free, or could be had, for {PATIENCE:?}: is the database up, and does it allow enough connections?"
         )),
         (None, sqlx::Error::Io(_)) => {
-            unavailable(format!("{address}: the database cannot be reached, or has closed the connection ({error})"))
+            unavailable(format!("{address}: {CLOSED} ({error})"))
         }
         (None, sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::RowNotFound) => {
             StoreError::Refused(format!("{address}: what is stored is not what was written ({error})"))
@@ -583,8 +763,20 @@ impl<DB: Server> Settles for ServerDatabase<DB> {
         Box::pin(self.settled(claim, floor))
     }
 
-    fn applied(&self, row: Option<[i64; 3]>) {
-        self.0.floors.row(row);
+    fn took_over(&self, claim: &Claim, shard: i64) {
+        self.0.shards.write().insert((claim.consumer.clone(), claim.partition.clone()), shard);
+        self.0.floors.took_over(shard);
+    }
+
+    fn applying(&self, claim: &Claim, ops: &[Op]) -> Result<(), StoreError> {
+        let name = (claim.consumer.clone(), claim.partition.clone());
+        let Some(shard) = self.0.shards.read().get(&name).copied() else { return Ok(()) };
+        self.0.floors.rows_go(shard, ops);
+        self.0.floors.check(shard, &self.0.address)
+    }
+
+    fn applied(&self, shard: i64, ops: &[Op], answers: &[Applied]) {
+        self.0.floors.rows_come(shard, ops, answers);
     }
 }
 
@@ -699,7 +891,8 @@ impl<DB: Server> Session for Reading<DB> {
     fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
         Box::pin(async move {
             let database = self.database.clone();
-            let found = fetch(&database, self.connection()?, sql, args.clone()).await;
+            let found = fetch(&database, self.connection()?, sql, args.clone());
+            let found = tokio::time::timeout(ANSWERED, found).await.unwrap_or_else(|_| Err(no_answer()));
             let Err(error) = found else { return found.map_err(|e| database.explain(&e)) };
             self.again(&error).await?;
             fetch(&database, self.connection()?, sql, args).await.map_err(|e| database.explain(&e))

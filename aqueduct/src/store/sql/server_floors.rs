@@ -2,10 +2,12 @@
 //! once, a few times a second.
 //!
 //! So the database is never behind the broker, unless it has lost something that it had confirmed: a standby that lagged has
-//! taken over, or a backup was restored. That is looked for with each write, by the floors themselves and by the last things
-//! that were confirmed: what is lost is the end of what was written, so if the last is there all is.
+//! taken over, or a backup was restored. That is looked for with each write, by the floors themselves and by what was confirmed
+//! since the write before; and, before anybody uses it, on every new connection, which may be to another server. What is lost is the end of what a server wrote, so of the effects of one connection, which all went to
+//! one server, the last tells: if it is there, all are. The last of all connections would not do: it may have been committed by
+//! the new server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,13 +15,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::dialect::{Session, Value};
-use super::ops::{fence, fenced};
-use super::server::{Server, ServerDatabase};
+use super::ops::{fence, fenced, one};
+use super::rows;
+use super::server::{Server, ServerDatabase, Statement, named};
 use super::store::{SqlStore, Step};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
-use crate::store::{Claim, Standing};
-use crate::topic::{Epoch, Position, Text};
+use crate::store::{Applied, Claim, Op, Standing};
+use crate::topic::{Epoch, Partition, Place, Position, Text};
 
 /// Floors are written so often at most.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -35,9 +38,22 @@ const MOVE: &str = "update aq_settled set floor = ?, at = ?
 
 const WHY: &str = "select s.epoch, f.floor from aq_shards s left join aq_settled f on f.shard = s.id where s.id = ?";
 
-const EFFECT: &str = "select 1 from aq_inbox where consumer = ? and source = ? and id = ?";
+/// So many are looked for at a time, in a statement of the same text each time; of the last what is missing is filled up with the
+/// same again.
+const LOOKS: usize = 8;
+const FLOORS: usize = 100;
 
-const ROW: &str = "select 1 from aq_rows where shard = ? and position = ? and idx = ?";
+const EFFECTS: &str = "select count(*) from aq_inbox where (consumer = ? and source = ? and id = ?)
+    or (consumer = ? and source = ? and id = ?) or (consumer = ? and source = ? and id = ?)
+    or (consumer = ? and source = ? and id = ?) or (consumer = ? and source = ? and id = ?)
+    or (consumer = ? and source = ? and id = ?) or (consumer = ? and source = ? and id = ?)
+    or (consumer = ? and source = ? and id = ?)";
+
+const ROWS: &str = "select count(*) from aq_rows where (shard = ? and position = ? and idx = ?)
+    or (shard = ? and position = ? and idx = ?) or (shard = ? and position = ? and idx = ?)
+    or (shard = ? and position = ? and idx = ?) or (shard = ? and position = ? and idx = ?)
+    or (shard = ? and position = ? and idx = ?) or (shard = ? and position = ? and idx = ?)
+    or (shard = ? and position = ? and idx = ?)";
 
 /// What was confirmed, and what waits to be written.
 #[derive(Default)]
@@ -51,11 +67,24 @@ struct State {
     /// A task writes them, or will in a moment.
     writing: bool,
     written_at: Option<Instant>,
-    /// The last effect that was committed: consumer, source and id.
-    effect: Option<(Text, Text, Text)>,
-    /// The last row that was parked: shard, position and index.
-    row: Option<[i64; 3]>,
+    /// The partitions that were taken over here, by shard; and those of them that must be again, since something was lost.
+    taken: BTreeSet<i64>,
+    lost: BTreeSet<i64>,
+    /// The partitions that have had a floor here, of which none may be without.
+    had: BTreeSet<(Text, Partition)>,
+    recent: Recent,
 }
+
+/// What was confirmed since floors were written last.
+#[derive(Clone, Default)]
+struct Recent {
+    /// The last effect of each connection: consumer, source and id.
+    effects: BTreeMap<u64, Effect>,
+    /// Rows that are there: shard, position and index.
+    rows: BTreeSet<[i64; 3]>,
+}
+
+type Effect = (Text, Text, Text);
 
 struct Pending {
     claim: Claim,
@@ -64,40 +93,195 @@ struct Pending {
 }
 
 impl Floors {
-    pub(super) fn effect(&self, consumer: &Text, source: &Text, id: &Text) {
-        self.0.lock().effect = Some((consumer.clone(), source.clone(), id.clone()));
+    /// An effect is in the database, as this connection says.
+    pub(super) fn effect(&self, connection: u64, consumer: &Text, source: &Text, id: &Text) {
+        self.0.lock().recent.effects.insert(connection, (consumer.clone(), source.clone(), id.clone()));
     }
 
-    /// A row was written, or is not there any more.
-    pub(super) fn row(&self, row: Option<[i64; 3]>) {
-        self.0.lock().row = row;
+    /// Rows are about to be deleted; whether they were is not known if the answer is lost.
+    pub(super) fn rows_go(&self, shard: i64, ops: &[Op]) {
+        for op in ops {
+            match op {
+                Op::Finish(row) => {
+                    if let Some(at) = place(shard, row.place) {
+                        self.0.lock().recent.rows.remove(&at);
+                    }
+                }
+                // They may delete any, or any up to there.
+                Op::Operate { .. } => self.rows_gone(shard, None),
+                Op::Floor(floor) => self.rows_gone(shard, Some(*floor)),
+                _ => {}
+            }
+        }
+    }
+
+    fn rows_gone(&self, shard: i64, up_to: Option<Position>) {
+        let up_to = up_to.map_or(i64::MAX, |floor| sql(Some(floor)));
+        self.0.lock().recent.rows.retain(|at| at[0] != shard || at[1] > up_to);
+    }
+
+    /// Rows were written.
+    pub(super) fn rows_come(&self, shard: i64, ops: &[Op], answers: &[Applied]) {
+        for (op, answer) in ops.iter().zip(answers) {
+            let written = match op {
+                Op::Put(rows) => rows.as_slice(),
+                Op::Append { row, .. } if *answer != Applied::Finished => std::slice::from_ref(row),
+                _ => continue,
+            };
+            self.0.lock().recent.rows.extend(written.iter().filter_map(|row| place(shard, row.place)));
+        }
     }
 
     fn confirm(&self, shard: i64, floor: Option<Position>) {
         self.0.lock().confirmed.insert(shard, floor);
     }
 
-    /// Everything is looked at anew.
-    fn forget(&self) {
-        let mut state = self.0.lock();
-        state.confirmed.clear();
-        (state.effect, state.row) = (None, None);
+    /// Floors were written, and what was looked for is there.
+    fn found(&self, looked_for: &Recent) {
+        let recent = &mut self.0.lock().recent;
+        recent.effects.retain(|connection, effect| looked_for.effects.get(connection) != Some(effect));
+        recent.rows.retain(|row| !looked_for.rows.contains(row));
     }
+
+    /// Everything is looked at anew: nothing is written for a partition until it has been taken over again.
+    fn forget(&self) {
+        let state = &mut *self.0.lock();
+        state.confirmed.clear();
+        state.recent = Recent::default();
+        state.lost.append(&mut state.taken);
+    }
+
+    pub(super) fn took_over(&self, shard: i64) {
+        self.rows_gone(shard, None);
+        let mut state = self.0.lock();
+        state.lost.remove(&shard);
+        state.taken.insert(shard);
+    }
+
+    /// Refuses what is to be written for a partition about which something was lost.
+    pub(super) fn check(&self, shard: i64, address: &str) -> Result<(), StoreError> {
+        if self.0.lock().lost.contains(&shard) { Err(lost(address)) } else { Ok(()) }
+    }
+
+    /// Looks on a new connection whether its server has what was confirmed to this process. If not, the end is lost before
+    /// anything else is written, so that no event takes effect before an earlier one of its key that was lost.
+    pub(super) async fn look<DB: Server>(
+        &self,
+        connection: &mut DB::Connection,
+        prefix: &str,
+    ) -> Result<(), sqlx::Error> {
+        let mut known = {
+            let state = self.0.lock();
+            (state.confirmed.clone(), state.recent.clone())
+        };
+        while !there::<DB>(connection, prefix, &known).await? {
+            let before = known.0.len() + known.1.len();
+            known.1 = self.still(&known.1);
+            {
+                let state = self.0.lock();
+                known.0.retain(|shard, _| state.confirmed.contains_key(shard));
+            }
+            if known.0.len() + known.1.len() == before {
+                self.forget();
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// What of this is still to be there: rows go, and what was looked for elsewhere need not be looked for again.
+    fn still(&self, known: &Recent) -> Recent {
+        let recent = &self.0.lock().recent;
+        let effects = known.effects.iter().filter(|(connection, effect)| recent.effects.get(connection) == Some(effect));
+        let effects = effects.map(|(connection, effect)| (*connection, effect.clone())).collect();
+        Recent { effects, rows: known.rows.intersection(&recent.rows).copied().collect() }
+    }
+}
+
+/// True if all of it is there.
+async fn there<DB: Server>(
+    connection: &mut DB::Connection,
+    prefix: &str,
+    (confirmed, recent): &(BTreeMap<i64, Option<Position>>, Recent),
+) -> Result<bool, sqlx::Error> {
+    for Look { sql, args, least } in [floors_there(confirmed), recent.effects_there(), recent.rows_there()].concat() {
+        let statement = Statement::once(&named(prefix, &DB::translate(&sql)));
+        let rows = DB::fetch(connection, &statement, args).await?;
+        let found = rows.first().and_then(|row| row.int(0).ok()).unwrap_or(0);
+        if usize::try_from(found).is_ok_and(|found| found < least) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Something that must be there, and how often.
+#[derive(Clone)]
+struct Look {
+    sql: String,
+    args: Vec<Value>,
+    least: usize,
+}
+
+/// Numbers are no harm in a statement.
+fn floors_there(confirmed: &BTreeMap<i64, Option<Position>>) -> Vec<Look> {
+    let floors: Vec<(&i64, i64)> = confirmed.iter().map(|(shard, floor)| (shard, sql(*floor))).collect();
+    let look = |some: &[(&i64, i64)]| {
+        let each = some.iter().map(|(shard, floor)| format!("(shard = {shard} and coalesce(floor, -1) >= {floor})"));
+        let each = each.collect::<Vec<_>>().join(" or ");
+        Look { sql: format!("select count(*) from aq_settled where {each}"), args: vec![], least: some.len() }
+    };
+    floors.chunks(FLOORS).map(look).collect()
+}
+
+impl Recent {
+    fn len(&self) -> usize {
+        self.effects.len() + self.rows.len()
+    }
+
+    fn effects_there(&self) -> Vec<Look> {
+        let effects: BTreeSet<&Effect> = self.effects.values().collect();
+        let args = |(consumer, source, id): &Effect| [consumer.into(), source.into(), id.into()];
+        looks("aq_inbox", "(consumer = ? and source = ? and id = ?)", effects.into_iter().map(args).collect())
+    }
+
+    fn rows_there(&self) -> Vec<Look> {
+        let rows = self.rows.iter().map(|row| row.map(Value::Int));
+        looks("aq_rows", "(shard = ? and position = ? and idx = ?)", rows.collect())
+    }
+}
+
+fn looks(table: &str, each: &str, all: Vec<[Value; 3]>) -> Vec<Look> {
+    let look = |some: &[[Value; 3]]| Look {
+        sql: format!("select count(*) from {table} where {}", vec![each; some.len()].join(" or ")),
+        args: some.concat(),
+        least: some.len(),
+    };
+    all.chunks(LOOKS).map(look).collect()
 }
 
 impl<DB: Server> ServerDatabase<DB> {
     /// Where the partition stands in this database, compared with where the broker has it.
     pub(super) async fn resume(&self, claim: &Claim, at: &Standing) -> Result<Option<Position>, StoreError> {
-        let (claim, at, now) = (claim.clone(), at.clone(), self.clock().now().unix_ms());
-        let step = Resume { claim, at, now };
-        let (shard, floor) = SqlStore::new(self).write(step).await?;
-        self.floors().confirm(shard, floor);
+        let name = (claim.consumer.clone(), claim.partition.clone());
+        let had = self.floors().0.lock().had.contains(&name);
+        let step = Resume { claim: claim.clone(), at: at.clone(), had, now: self.clock().now().unix_ms() };
+        let (shard, stream, floor) = SqlStore::new(self).write(step).await?;
+        if let Err(why) = compare(claim, at, &stream, floor) {
+            // Whoever deletes the floor then means it.
+            self.floors().0.lock().had.remove(&name);
+            return Err(StoreError::Refused(format!("{}: {why}", self.address())));
+        }
+        let mut state = self.floors().0.lock();
+        state.had.insert(name);
+        state.confirmed.insert(shard, floor);
         Ok(floor)
     }
 
     /// Moves a floor, with those of other partitions.
     pub(super) async fn settled(&self, claim: &Claim, floor: Position) -> Result<(), StoreError> {
         let shard = self.shard(&claim.consumer, &claim.partition).await?;
+        self.floors().check(shard, self.address())?;
         let (back, answer) = oneshot::channel();
         let starts = {
             let mut state = self.floors().0.lock();
@@ -128,52 +312,78 @@ async fn write_floors<DB: Server>(database: ServerDatabase<DB>) {
                 state.writing = false;
                 return;
             }
-            let pending = std::mem::take(&mut state.pending);
-            let confirmed = |shard: &i64| state.confirmed.get(shard).copied().flatten();
-            let moves = pending.into_iter().map(|(shard, pending)| (shard, confirmed(&shard), pending)).collect();
-            Moves { moves, effect: state.effect.clone(), row: state.row, now: database.clock().now().unix_ms() }
+            let mut moves = Vec::new();
+            for (shard, pending) in std::mem::take(&mut state.pending) {
+                match state.confirmed.get(&shard) {
+                    Some(before) => moves.push((shard, *before, pending)),
+                    None => pending.answer(|| Err(lost(database.address()))),
+                }
+            }
+            Moves { moves, recent: state.recent.clone(), now: database.clock().now().unix_ms() }
         };
         moves.write(&database).await;
+    }
+}
+
+impl Pending {
+    fn answer(self, answer: impl Fn() -> Result<(), StoreError>) {
+        for back in self.waiting {
+            // Who does not wait any more does not need the answer.
+            let _ = back.send(answer());
+        }
     }
 }
 
 /// Floors on their way to the database: shard, the floor before, and the new one.
 struct Moves {
     moves: Vec<(i64, Option<Position>, Pending)>,
-    effect: Option<(Text, Text, Text)>,
-    row: Option<[i64; 3]>,
+    recent: Recent,
     now: i64,
 }
 
 impl Moves {
-    async fn write<DB: Server>(self, database: &ServerDatabase<DB>) {
+    fn step(&self, address: &str) -> Write {
         let moves = self.moves.iter().map(|(shard, before, Pending { claim, floor, .. })| Move {
             shard: *shard,
             claim: claim.clone(),
             before: *before,
             floor: *floor,
         });
-        let step = Write { moves: moves.collect(), effect: self.effect, row: self.row, now: self.now };
-        let written = SqlStore::new(database).write(step).await;
-        if matches!(written, Err(StoreError::Refused(_))) {
-            database.floors().forget();
-        }
+        Write { moves: moves.collect(), recent: self.recent.clone(), now: self.now, address: address.to_owned() }
+    }
+
+    async fn write<DB: Server>(mut self, database: &ServerDatabase<DB>) {
+        let written = loop {
+            let written = SqlStore::new(database).write(self.step(database.address())).await;
+            match &written {
+                Ok(_) => database.floors().found(&self.recent),
+                Err(StoreError::Lost(_)) => {
+                    let still = database.floors().still(&self.recent);
+                    if still.len() < self.recent.len() {
+                        self.recent = still;
+                        continue;
+                    }
+                    database.floors().forget();
+                }
+                Err(_) => {}
+            }
+            break written;
+        };
         let mut answers = written.as_ref().ok().map(|answers| answers.iter());
-        for (shard, _, Pending { claim, floor, waiting }) in self.moves {
+        for (shard, _, pending) in self.moves {
             let held = answers.as_mut().and_then(|answers| answers.next().copied()).flatten();
             if written.is_ok() && held.is_none() {
-                database.floors().confirm(shard, Some(floor));
+                database.floors().confirm(shard, Some(pending.floor));
             }
-            for back in waiting {
-                let answer = match (&written, held) {
-                    (Ok(_), None) => Ok(()),
-                    (Ok(_), Some(held)) => Err(fence(&claim, Some(held.0.cast_signed()))),
-                    (Err(StoreError::Refused(why)), _) => Err(StoreError::Refused(why.clone())),
-                    (Err(error), _) => Err(StoreError::Unavailable(error.to_string().into())),
-                };
-                // Who does not wait any more does not need the answer.
-                let _ = back.send(answer);
-            }
+            let claim = pending.claim.clone();
+            pending.answer(|| match (&written, held) {
+                (Ok(_), None) => Ok(()),
+                (Ok(_), Some(held)) => Err(fence(&claim, Some(held.0.cast_signed()))),
+                (Err(StoreError::Refused(why)), _) => Err(StoreError::Refused(why.clone())),
+                (Err(StoreError::Lost(why)), _) => Err(StoreError::Lost(why.clone())),
+                (Err(StoreError::Unavailable(why)), _) => Err(StoreError::Unavailable(why.to_string().into())),
+                (Err(error), _) => Err(StoreError::Unavailable(error.to_string().into())),
+            });
         }
     }
 }
@@ -187,9 +397,9 @@ struct Move {
 
 struct Write {
     moves: Vec<Move>,
-    effect: Option<(Text, Text, Text)>,
-    row: Option<[i64; 3]>,
+    recent: Recent,
     now: i64,
+    address: String,
 }
 
 impl Step for Write {
@@ -200,47 +410,60 @@ impl Step for Write {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(self.moves.len());
             for step in &self.moves {
-                answers.push(step.run(session, self.now).await?);
+                answers.push(step.run(session, self.now, &self.address).await?);
             }
-            if let Some((consumer, source, id)) = &self.effect {
-                let args = vec![consumer.into(), source.into(), id.into()];
-                there(session, EFFECT, args).await?;
-            }
-            if let Some(row) = self.row {
-                there(session, ROW, row.map(Value::Int).into()).await?;
-            }
+            let effects: BTreeSet<&Effect> = self.recent.effects.values().collect();
+            let effects = effects.into_iter().map(|(consumer, source, id)| [consumer.into(), source.into(), id.into()]);
+            self.are_there(session, EFFECTS, effects.collect()).await?;
+            let rows = self.recent.rows.iter().map(|row| row.map(Value::Int));
+            self.are_there(session, ROWS, rows.collect()).await?;
             Ok(answers)
         })
     }
 }
 
+impl Write {
+    async fn are_there(
+        &self,
+        session: &mut dyn Session,
+        sql: &'static str,
+        all: Vec<[Value; 3]>,
+    ) -> Result<(), StoreError> {
+        for some in all.chunks(LOOKS) {
+            let args = some.iter().cycle().take(LOOKS).flatten().cloned().collect();
+            let count = one(&session.fetch(sql, args).await?)?.int(0)?;
+            if usize::try_from(count) != Ok(some.len()) {
+                return Err(lost(&self.address));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Move {
-    async fn run(&self, session: &mut dyn Session, now: i64) -> Result<Option<Epoch>, StoreError> {
+    async fn run(&self, session: &mut dyn Session, now: i64, address: &str) -> Result<Option<Epoch>, StoreError> {
         let epoch = self.claim.epoch.0.cast_signed();
         let args = [sql(Some(self.floor)), now, self.shard, sql(self.before), self.shard, epoch].map(Value::Int);
         if session.execute(MOVE, args.into()).await? > 0 {
             return Ok(None);
         }
         let found = session.fetch(WHY, vec![self.shard.into()]).await?;
-        let Some(row) = found.first() else { return Err(lost()) };
+        let Some(row) = found.first() else { return Err(lost(address)) };
         match row.int_or_null(0)? {
             Some(held) if held != epoch => Ok(Some(Epoch(held.cast_unsigned()))),
             // The floor is where it was to go: the answer of the write before was lost.
             Some(_) if row.int_or_null(1)? == Some(sql(Some(self.floor))) => Ok(None),
-            _ => Err(lost()),
+            _ => Err(lost(address)),
         }
     }
 }
 
-async fn there(session: &mut dyn Session, sql: &'static str, args: Vec<Value>) -> Result<(), StoreError> {
-    if session.fetch(sql, args).await?.is_empty() { Err(lost()) } else { Ok(()) }
+fn place(shard: i64, place: Place) -> Option<[i64; 3]> {
+    rows::columns_of(place).map(|(position, index)| [shard, position, index])
 }
 
-fn lost() -> StoreError {
-    StoreError::Refused(
-        "the database has lost the end of what it had confirmed: a standby that lagged has taken over, or a backup was restored"
-            .into(),
-    )
+fn lost(address: &str) -> StoreError {
+    StoreError::Lost(format!("{address}: a standby that lagged has taken over, or a backup was restored"))
 }
 
 /// A floor as SQL has it; -1 for none.
@@ -251,44 +474,47 @@ fn sql(floor: Option<Position>) -> i64 {
 struct Resume {
     claim: Claim,
     at: Standing,
+    /// There was a floor.
+    had: bool,
     now: i64,
 }
 
 impl Step for Resume {
-    type Answer = (i64, Option<Position>);
+    /// The shard, its stream and its floor.
+    type Answer = (i64, Text, Option<Position>);
 
     fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>> {
         Box::pin(async move {
             let shard = fenced(session, &self.claim).await?;
             let stream = self.at.stream.clone().unwrap_or_default();
             let Some(row) = session.fetch(KNOWN, vec![shard.into()]).await?.pop() else {
-                let floor = Value::from(self.at.floor.map(|floor| sql(Some(floor))));
-                session.execute(BEGIN, vec![shard.into(), (&stream).into(), floor, self.now.into()]).await?;
-                return Ok((shard, self.at.floor));
+                let floor = self.at.floor.filter(|_| !self.had);
+                let value = Value::from(floor.map(|floor| sql(Some(floor))));
+                session.execute(BEGIN, vec![shard.into(), (&stream).into(), value, self.now.into()]).await?;
+                return Ok((shard, stream, floor));
             };
-            let (known, floor) = (row.text(0)?, row.int_or_null(1)?.map(|floor| Position(floor.cast_unsigned())));
-            self.compare(&known, floor).map(|()| (shard, floor))
+            let floor = row.int_or_null(1)?.map(|floor| Position(floor.cast_unsigned()));
+            Ok((shard, row.text(0)?, floor))
         })
     }
 }
 
-impl Resume {
-    fn compare(&self, known: &Text, floor: Option<Position>) -> Result<(), StoreError> {
-        let Claim { consumer, partition, .. } = &self.claim;
-        let forget = format!("`aqueduct inbox forget --group {consumer} --topic {}`", partition.topic);
-        if let Some(stream) = self.at.stream.as_ref().filter(|stream| !known.is_empty() && *stream != known) {
-            return Err(StoreError::Refused(format!(
-                "{partition} is another stream ({stream}) than the one that {consumer} has settled up to {} ({known}): it was made anew, and its positions begin anew. If that is meant, {forget} and go on: its events count as new",
-                sql(floor)
-            )));
-        }
-        if self.at.floor > floor {
-            let (broker, database) = (sql(self.at.floor), sql(floor));
-            return Err(StoreError::Refused(format!(
-                "{partition} is settled up to {broker} at the broker and up to {database} in the database, which has lost its end: a standby that lagged has taken over, or a backup was restored. `aqueduct rewind --group {consumer} --topic {} --partition {} --to {database}` reads again from the database's floor; {forget} takes the loss as it is",
-                partition.topic, partition.index
-            )));
-        }
-        Ok(())
+/// What is wrong if the broker has another stream, or its floor is above the database's, and what to do.
+fn compare(claim: &Claim, at: &Standing, known: &Text, floor: Option<Position>) -> Result<(), String> {
+    let Claim { consumer, partition, .. } = claim;
+    let forget = format!("`aqueduct inbox forget --group {consumer} --topic {}`", partition.topic);
+    if let Some(stream) = at.stream.as_ref().filter(|stream| !known.is_empty() && *stream != known) {
+        return Err(format!(
+            "{partition} is another stream ({stream}) than the one that {consumer} has settled up to {} ({known}): it was made anew, and its positions begin anew. If that is meant, {forget} and go on: its events count as new",
+            sql(floor)
+        ));
     }
+    if at.floor > floor {
+        let (broker, database) = (sql(at.floor), sql(floor));
+        return Err(format!(
+            "{partition} is settled up to {broker} at the broker and up to {database} in the database, which has lost its end: a standby that lagged has taken over, or a backup was restored. `aqueduct rewind --group {consumer} --topic {} --partition {} --to {database}` reads again from the database's floor; {forget} takes the loss as it is",
+            partition.topic, partition.index
+        ));
+    }
+    Ok(())
 }

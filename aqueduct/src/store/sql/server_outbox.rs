@@ -18,7 +18,7 @@ pub(super) async fn publish<DB: Server>(
     events: Vec<Event>,
 ) -> Result<()> {
     let rows = events.into_iter().map(|event| row(database, name, event)).collect::<Result<Vec<_>>>()?;
-    DB::insert_events(connection, database.prefix(), rows).await?;
+    DB::insert_events(connection, database.prefix(), rows, database.keeps_statements()).await?;
     Ok(())
 }
 

@@ -9,12 +9,11 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::dialect::Value;
-use super::server::{Meaning, Server, ServerDatabase, meaning};
+use super::server::{Meaning, Numbered, Server, ServerDatabase, meaning};
 use super::server_outbox;
 use super::store::SqlStore;
 use super::tx::{Lends, TxDatabase};
@@ -28,6 +27,9 @@ use crate::topic::Epoch;
 
 /// How long a transaction may take that is in no attempt with a deadline.
 const LONGEST: Duration = Duration::from_hours(1);
+
+/// How long a roll back may take.
+const ROLLED_BACK: Duration = Duration::from_secs(5);
 
 /// How long a transaction may stand still, a statement take, and a lock be waited for.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +55,7 @@ pub struct ServerTx<DB: Server> {
     /// The fence of its partition.
     shard: i64,
     /// There until it is given back, with which it ends.
-    connection: Option<PoolConnection<DB>>,
+    connection: Option<Numbered<DB>>,
 }
 
 impl<DB: Server> Deref for ServerTx<DB> {
@@ -61,7 +63,7 @@ impl<DB: Server> Deref for ServerTx<DB> {
 
     fn deref(&self) -> &DB::Connection {
         match &self.connection {
-            Some(connection) => connection,
+            Some(Numbered { connection, .. }) => connection,
             None => unreachable!("it is given back only with the end of the transaction"),
         }
     }
@@ -70,7 +72,7 @@ impl<DB: Server> Deref for ServerTx<DB> {
 impl<DB: Server> DerefMut for ServerTx<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match &mut self.connection {
-            Some(connection) => connection,
+            Some(Numbered { connection, .. }) => connection,
             None => unreachable!("it is given back only with the end of the transaction"),
         }
     }
@@ -79,8 +81,8 @@ impl<DB: Server> DerefMut for ServerTx<DB> {
 impl<DB: Server> Drop for ServerTx<DB> {
     /// A handler that was cancelled may have been inside a statement: such a connection is closed, and never another's.
     fn drop(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            connection.close_on_drop();
+        if let Some(mut held) = self.connection.take() {
+            held.connection.close_on_drop();
         }
     }
 }
@@ -94,7 +96,7 @@ impl<DB: Server> Unit for ServerTx<DB> {
             let ended = DB::end(&mut *self, &fence, end).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
-                    database.floors().effect(&self.origin.consumer, &self.event.source, &self.event.id);
+                    self.has_effect();
                     self.give_back();
                 }
                 Ended::Replaced(held) => return Err(self.replaced(held)),
@@ -104,9 +106,15 @@ impl<DB: Server> Unit for ServerTx<DB> {
         })
     }
 
+    fn explain(&self, error: Error) -> Error {
+        self.database.explain_handlers(error)
+    }
+
     fn roll_back(mut self: Box<Self>) {
         tokio::spawn(async move {
-            if DB::Manager::rollback(&mut *self).await.is_ok() {
+            // A server that does not answer is waited for no longer than its connection is worth.
+            let done = tokio::time::timeout(ROLLED_BACK, DB::Manager::rollback(&mut *self)).await;
+            if matches!(done, Ok(Ok(()))) {
                 self.give_back();
             }
         });
@@ -117,6 +125,14 @@ impl<DB: Server> ServerTx<DB> {
     fn give_back(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.database.give_back(connection);
+        }
+    }
+
+    /// The event has taken effect, as the connection says.
+    fn has_effect(&self) {
+        if let Some(Numbered { number, .. }) = &self.connection {
+            let number = self.database.number_of(*number);
+            self.database.floors().effect(number, &self.origin.consumer, &self.event.source, &self.event.id);
         }
     }
 
@@ -196,9 +212,15 @@ impl<DB: Server> Lends for DB {
             let (origin, event) = (Arc::clone(call.origin()), Arc::clone(call.event_arc()));
             let (database, connection) = (database.clone(), Some(connection));
             let mut held = Box::new(ServerTx { database, origin, event, shard, connection });
+            if let Err(error) = held.database.floors().check(shard, held.database.address()) {
+                held.roll_back();
+                return Err(Error::from(error).uncounted());
+            }
             if enter(&mut held, call).await? {
                 return Ok(Some((*held, None)));
             }
+            // Perhaps by a commit whose answer was lost.
+            held.has_effect();
             held.roll_back();
             Ok(None)
         })

@@ -8,7 +8,6 @@ use super::commands;
 use super::dialect::{Database, Session, Value, Work};
 use super::lookup::{self, sql_limit};
 use super::ops::{Shard, fence, fenced, names, one};
-use super::rows;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
@@ -34,8 +33,16 @@ pub(crate) trait Settles {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// A row was parked, or rows were finished.
-    fn applied(&self, _row: Option<[i64; 3]>) {}
+    /// A partition has this shard, which may be another than before if the database has lost something.
+    fn took_over(&self, _: &Claim, _shard: i64) {}
+
+    /// These are about to be written.
+    fn applying(&self, _: &Claim, _: &[Op]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// These were written.
+    fn applied(&self, _shard: i64, _: &[Op], _: &[Applied]) {}
 }
 
 /// A store in an SQL database: parked events, dead letters and commands, there after a crash.
@@ -110,6 +117,7 @@ impl<H: Home> Store for SqlStore<H> {
     ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
         Box::pin(async move {
             let shard = self.write(RaiseFence { claim: claim.clone(), floor }).await?;
+            self.home.took_over(claim, shard);
             // Only the owner writes from here on, so this needs no transaction and keeps nobody else from writing.
             lookup::lanes(&mut *self.home.read().await?, shard, floor).await
         })
@@ -131,8 +139,9 @@ impl<H: Home> Store for SqlStore<H> {
                 _ => &[],
             });
             self.admit(&claim.partition, rows)?;
+            self.home.applying(claim, ops)?;
             let (shard, answers) = self.write(Apply { claim: claim.clone(), ops: ops.to_vec() }).await?;
-            self.home.applied(last_row(shard, ops));
+            self.home.applied(shard, ops, &answers);
             Ok(answers)
         })
     }
@@ -268,17 +277,6 @@ impl Step for Apply {
             Ok((id, answers))
         })
     }
-}
-
-/// The row that was written last; none if one was finished after it, which may be that one.
-fn last_row(shard: i64, ops: &[Op]) -> Option<[i64; 3]> {
-    let place = match ops.last()? {
-        Op::Put(rows) => rows.last()?.place,
-        Op::Append { row, .. } => row.place,
-        _ => return None,
-    };
-    let (position, index) = rows::columns_of(place)?;
-    Some([shard, position, index])
 }
 
 struct Bury {
