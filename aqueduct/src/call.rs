@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::clock::{Clock, Lease};
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::outcome::Unit;
+use crate::outcome::{Outcome, Unit};
 use crate::topic::{Epoch, Partition, Place, Text};
 
 /// An event on its way through the layers to a handler: one attempt.
@@ -178,11 +178,13 @@ impl Call {
         self.scope.get().map_or(Ok(None), Scope::close)
     }
 
-    /// Closes the scope after a handler that has failed: its transaction is rolled back in good order.
-    pub(crate) fn roll_back_scope(&self) {
-        if let Some(Slot::Held(unit)) = self.scope.get().and_then(Scope::abandon) {
-            unit.roll_back();
-        }
+    /// Closes the scope after a handler that has failed: its transaction is rolled back in good order, and says what it
+    /// knows of the error.
+    pub(crate) fn roll_back_scope(&self, failed: Outcome) -> Outcome {
+        let Some(Slot::Held(unit)) = self.scope.get().and_then(Scope::abandon) else { return failed };
+        let failed = failed.map_err(|error| unit.explain(error));
+        unit.roll_back();
+        failed
     }
 
     /// Closes the scope, if it is open, without a result of the handler: the transaction is dropped.

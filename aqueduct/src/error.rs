@@ -47,6 +47,15 @@ struct Classified {
     source: BoxError,
 }
 
+/// An error with a text that says more than its own.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Explained {
+    text: String,
+    source: BoxError,
+}
+
 impl fmt::Display for Classified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.source.fmt(f)
@@ -98,6 +107,13 @@ impl Error {
         self.0.fault
     }
 
+    /// The same, with a text that says more than it does.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    pub(crate) fn explained(self, text: String) -> Self {
+        let Classified { fault, source } = *self.0;
+        Self(Box::new(Classified { fault, source: Box::new(Explained { text, source }) }))
+    }
+
     /// This error and its causes, outermost first, at most 128: an error may be its own cause.
     pub fn chain(&self) -> impl Iterator<Item = &(dyn StdError + 'static)> {
         causes(self.0.source.as_ref())
@@ -133,7 +149,8 @@ fn database_fault(_: &(dyn StdError + 'static)) -> Option<Fault> {
     None
 }
 
-/// A serialisation failure, a deadlock, a lock that others hold, a server that lacks resources, goes down or is read-only:
+/// A serialisation failure, a deadlock, a lock that others hold, a server that lacks resources, goes down or is read-only, a
+/// pooler that mixes up statements:
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>,
 /// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>.
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
@@ -146,7 +163,8 @@ fn server_fault(error: &dyn sqlx::error::DatabaseError) -> Option<Fault> {
     }
     let code = error.code()?;
     let class = code.len() == 5 && ["08", "53", "57P"].iter().any(|class| code.starts_with(class));
-    (class || ["40001", "40P01", "55P03", "25P03", "25006"].contains(&&*code)).then_some(Fault::Uncounted)
+    (class || ["40001", "40P01", "55P03", "25P03", "25006", "42P05", "26000"].contains(&&*code))
+        .then_some(Fault::Uncounted)
 }
 
 /// Busy, locked, out of memory, read-only, disk error, full, cannot be opened: <https://sqlite.org/rescode.html>.
@@ -311,6 +329,9 @@ pub enum StoreError {
         /// The newest version known.
         known: u32,
     },
+    /// The store has lost the end of what it had confirmed: what became of events must be looked at anew.
+    #[error("the store has lost the end of what it had confirmed: {0}")]
+    Lost(String),
     /// The store refuses for a reason that will not pass by itself.
     #[error("the store refuses: {0}")]
     Refused(String),

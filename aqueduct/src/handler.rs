@@ -310,8 +310,7 @@ where
     if outcome.is_done() {
         return call.conclude(outcome);
     }
-    call.0.roll_back_scope();
-    outcome
+    call.0.roll_back_scope(outcome)
 }
 
 const TOO_LONG: &str = "the handler held its transaction for longer than its database allows: do what takes long, and what goes over the network, in a handler without `Tx`";

@@ -59,6 +59,11 @@ impl Outcome {
         self.result
     }
 
+    /// The same with another error, if it failed.
+    pub(crate) fn map_err(self, map: impl FnOnce(Error) -> Error) -> Self {
+        Self { result: self.result.map_err(map), unit: self.unit }
+    }
+
     /// True if a transaction waits to be committed.
     pub fn has_unit(&self) -> bool {
         self.unit.is_some()
@@ -75,6 +80,12 @@ impl fmt::Debug for Outcome {
 pub trait Unit: Send {
     /// Makes the work take effect.
     fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
+
+    /// Says of the error that its handler has returned what is known of it here, such as which database it comes from.
+    /// Defaults to nothing.
+    fn explain(&self, error: Error) -> Error {
+        error
+    }
 
     /// Rolls it back after its handler has returned, so that nothing is under way on it. Defaults to dropping it.
     fn roll_back(self: Box<Self>) {}

@@ -89,9 +89,11 @@ impl PgBouncer {
 /// `extra_float_digits` is what many clients, sqlx too, set on connecting; every guide tells to ignore it.
 fn configuration(postgres: &Address, port: u16, users: &str) -> String {
     let Address { host, port: behind, user, password, .. } = postgres;
+    // A word without a value is an error that it only warns of.
+    let password = if password.is_empty() { String::new() } else { format!(" password={password}") };
     format!(
         "[databases]\n\
-         * = host={host} port={behind} user={user} password={password}\n\
+         * = host={host} port={behind} user={user}{password}\n\
          [pgbouncer]\n\
          listen_addr = 127.0.0.1\n\
          listen_port = {port}\n\

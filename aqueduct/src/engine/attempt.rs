@@ -21,11 +21,12 @@ use super::runs::RunId;
 use super::tasks::Tasks;
 use crate::call::{Call, Origin};
 use crate::clock::Clock;
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, StoreError};
 use crate::outcome::{BoxFuture, Outcome};
 use crate::policy::{Classify, fault_of};
 use crate::router::{App, RouteId};
 use crate::telemetry;
+use crate::topic::{Epoch, Partition};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) enum Ending {
     Done,
     /// With what its policy makes of the error, and the error's text.
     Failed(Fault, String),
+    /// The store has another epoch for the partition than ours, or has lost what it was to go on from.
+    Refused(Option<Epoch>, String),
     Panicked(String),
     TimedOut,
     /// It was dropped because its lease had lapsed or its service stops; it does not count.
@@ -225,7 +228,7 @@ impl Driven {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Ok(()))) => Poll::Ready(self.end(Ending::Done)),
             Ok(Poll::Ready(Err(error))) => {
-                let ending = judge(error, self.classify);
+                let ending = judge(error, self.classify, &self.origin.partition);
                 Poll::Ready(self.end(ending))
             }
             Err(panic) => Poll::Ready(self.end(Ending::Panicked(panic_text(&*panic)))),
@@ -266,8 +269,14 @@ impl Stage {
 
 /// What an error means, found out here and not on the loop: to judge it, to write it and to drop it is the user's code,
 /// which may panic.
-fn judge(error: Error, classify: Option<Classify>) -> Ending {
-    let judged = catch_unwind(AssertUnwindSafe(move || Ending::Failed(fault_of(&error, classify), error.to_string())));
+fn judge(error: Error, classify: Option<Classify>, ours: &Partition) -> Ending {
+    let judged = catch_unwind(AssertUnwindSafe(move || match error.downcast_ref() {
+        Some(StoreError::Fenced { partition, held, .. }) if partition == ours => {
+            Ending::Refused(Some(*held), error.to_string())
+        }
+        Some(StoreError::Lost(_)) => Ending::Refused(None, error.to_string()),
+        _ => Ending::Failed(fault_of(&error, classify), error.to_string()),
+    }));
     judged.unwrap_or_else(|panic| Ending::Panicked(panic_text(&*panic)))
 }
 

@@ -26,6 +26,9 @@ use crate::topic::Place;
 const SETTLES: usize = 64;
 /// How long a settled delivery waits at most until the broker is told.
 const SETTLE_DELAY: Duration = Duration::from_millis(20);
+/// How long the log is not told again why attempts fail that are not counted, and how many reasons it is told in that time.
+const OUTAGE_QUIET: Duration = Duration::from_secs(10);
+const OUTAGES_MAX: usize = 8;
 
 impl Core {
     /// The attempt on the head of a lane has ended: decides what becomes of it, and does it.
@@ -60,13 +63,21 @@ impl Core {
 
     /// An outage lasts until an attempt ends otherwise.
     fn note_outage(&mut self, slot: u32, outage: Option<&String>) {
+        const WHAT: &str = "attempts fail through no fault of their events and are not counted";
         let Some(owned) = self.owned.get_mut(&slot).filter(|owned| outage.is_some() || owned.outage.is_some()) else {
             return;
         };
-        owned.outage =
-            outage.map(|text| format!("attempts fail through no fault of their events and are not counted: {text}"));
+        owned.outage = outage.map(|text| format!("{WHAT}: {text}"));
         match &owned.outage {
-            Some(why) => self.health.waits(&owned.partition, why.clone()),
+            Some(why) => {
+                self.health.waits(&owned.partition, why.clone());
+                let now = self.now;
+                self.outages.retain(|(at, _)| *at + OUTAGE_QUIET > now);
+                if self.outages.len() < OUTAGES_MAX && self.outages.iter().all(|(_, told)| told != why) {
+                    tracing::warn!(partition = %owned.partition, error = outage, "{WHAT}");
+                    self.outages.push((now, why.clone()));
+                }
+            }
             None => self.health.waits_no_more(&owned.partition),
         }
     }
@@ -395,10 +406,8 @@ impl Core {
             }
             Err(NotSettled::Broker(BrokerError::Lost { .. })) => self.give_up_partition(slot, None),
             Err(NotSettled::Store(StoreError::Fenced { held, .. })) => self.give_up_partition(slot, Some(held)),
-            Err(NotSettled::Store(error @ StoreError::Refused(_))) => {
-                tracing::error!(partition = %owned.partition, %error, "the partition is given up, and taken over anew");
-                self.health.failing(&owned.partition, &error);
-                self.give_up_partition(slot, None);
+            Err(NotSettled::Store(error @ (StoreError::Refused(_) | StoreError::Lost(_)))) => {
+                self.take_over_anew(slot, &error);
             }
             Err(error) => {
                 if matches!(error, NotSettled::Broker(_)) {
@@ -406,8 +415,9 @@ impl Core {
                 } else {
                     self.metrics.store_errors.increment(1);
                 }
-                tracing::warn!(partition = %owned.partition, %error, "the broker was not told what is settled; it is told again");
-                self.health.failing(&owned.partition, &error);
+                if self.health.failing(&owned.partition, &error) {
+                    tracing::warn!(partition = %owned.partition, %error, "the broker was not told what is settled; it is told again");
+                }
                 let again: Vec<Settle> = settles.iter().filter(|s| !matches!(s, Settle::Floor(_))).copied().collect();
                 owned.settling.settles.splice(0..0, again);
                 owned.settling.count += 1;

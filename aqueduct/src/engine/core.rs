@@ -69,6 +69,8 @@ pub(crate) struct Core {
     fetch_at: Option<Instant>,
     /// When the broker failed last; none when it has answered since, or has been waited for long enough.
     pub(super) fetch_failed_at: Option<Instant>,
+    /// Why attempts have failed lately through no fault of their events, and when the log was told.
+    pub(super) outages: Vec<(Instant, String)>,
     notes: Vec<Note>,
     jobs: Vec<Job>,
     _background: Vec<AbortOnDrop>,
@@ -122,6 +124,7 @@ impl Core {
             fetch_failures: 0,
             fetch_at: None,
             fetch_failed_at: None,
+            outages: Vec::new(),
             notes: Vec::new(),
             jobs: Vec::new(),
             _background: background,
@@ -398,6 +401,12 @@ impl Core {
             Ending::Done => return self.conclude(key, lane, End::Done, None),
             Ending::Cancelled => return self.back_to_front(key, lane),
             Ending::Failed(fault, text) => (fault, text),
+            // Nobody else might ever notice: while attempts are refused, nothing of the partition is written.
+            Ending::Refused(Some(held), error) => {
+                tracing::warn!(error, "a commit was refused; the partition is given up, and taken over anew");
+                return self.give_up_partition(key.slot, Some(held));
+            }
+            Ending::Refused(None, error) => return self.take_over_anew(key.slot, &error),
             Ending::Panicked(text) => (Fault::Transient, text),
             Ending::TimedOut => (Fault::Transient, format!("the attempt was dropped at its deadline after {took:?}")),
         };
@@ -449,6 +458,14 @@ impl Core {
         let Some(partition) = self.owned.get(&slot).map(|o| o.partition.clone()) else { return };
         self.drop_partition(slot);
         self.release(slot, partition, above);
+    }
+
+    /// What was known of a partition does not hold any more.
+    pub(super) fn take_over_anew(&mut self, slot: u32, why: &dyn std::fmt::Display) {
+        if let Some(owned) = self.owned.get(&slot) {
+            tracing::error!(partition = %owned.partition, error = %why, "the partition is given up, and taken over anew");
+            self.give_up_partition(slot, None);
+        }
     }
 
     /// Tells the broker that a partition is given up.

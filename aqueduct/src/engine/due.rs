@@ -75,8 +75,9 @@ impl Core {
             Err(StoreError::Fenced { held, .. }) => return self.give_up_partition(slot, Some(held)),
             Err(error) => {
                 self.metrics.store_errors.increment(1);
-                tracing::warn!(partition = %owned.partition, %error, "the store does not say what is due; it is asked again");
-                self.health.failing(&owned.partition, &error);
+                if self.health.failing(&owned.partition, &error) {
+                    tracing::warn!(partition = %owned.partition, %error, "the store does not say what is due; it is asked again");
+                }
                 owned
                     .due
                     .by(Some(now.after(Duration::from_millis(200) + self.clock.jitter(Duration::from_millis(300)))));

@@ -101,8 +101,10 @@ impl Health {
         self.0.lock().broker = None;
     }
 
-    pub(crate) fn failing(&self, partition: &Partition, error: &dyn fmt::Display) {
-        self.0.lock().partitions.insert(partition.clone(), error.to_string());
+    /// Answers true if it was not failing for the same reason before.
+    pub(crate) fn failing(&self, partition: &Partition, error: &dyn fmt::Display) -> bool {
+        let error = error.to_string();
+        self.0.lock().partitions.insert(partition.clone(), error.clone()).is_none_or(|before| before != error)
     }
 
     pub(crate) fn well(&self, partition: &Partition) {

@@ -137,8 +137,17 @@ impl Core {
             Err(StoreError::Fenced { held, .. }) => self.give_up_partition(slot, Some(held)),
             Err(error) => {
                 self.metrics.store_errors.increment(1);
-                tracing::warn!(partition = %owned.partition, %error, "the partition does not start: the store cannot be read");
-                self.health.failing(&owned.partition, &error);
+                // It is asked again a few times a second, and said once.
+                let is_new = self.health.failing(&owned.partition, &error);
+                match error {
+                    StoreError::Unavailable(_) if is_new => {
+                        tracing::warn!(partition = %owned.partition, %error, "the partition does not start: the store cannot be read");
+                    }
+                    _ if is_new => {
+                        tracing::error!(partition = %owned.partition, %error, "the partition stands until somebody does what the error says");
+                    }
+                    _ => {}
+                }
                 let at = self.now + Duration::from_millis(200) + self.clock.jitter(Duration::from_millis(300));
                 owned.writer.retry_at = Some(at);
                 self.wake_by(at);

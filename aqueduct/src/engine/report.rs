@@ -18,7 +18,7 @@ impl Ending {
     pub(super) fn label(&self) -> AttemptEnd {
         match self {
             Self::Done => AttemptEnd::Done,
-            Self::Failed(..) => AttemptEnd::Failed,
+            Self::Failed(..) | Self::Refused(..) => AttemptEnd::Failed,
             Self::Panicked(_) => AttemptEnd::Panicked,
             Self::TimedOut => AttemptEnd::TimedOut,
             Self::Cancelled => AttemptEnd::Cancelled,

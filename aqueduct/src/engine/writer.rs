@@ -175,6 +175,7 @@ impl Core {
                 self.pump(slot);
             }
             Err(StoreError::Fenced { held, .. }) => self.give_up_partition(slot, Some(held)),
+            Err(error @ StoreError::Lost(_)) => self.take_over_anew(slot, &error),
             Err(error) => self.write_failed(slot, &error),
         }
     }
@@ -192,8 +193,9 @@ impl Core {
         let wait = Duration::from_millis(50 << writer.failures.min(6));
         writer.failures += 1;
         writer.retry_at = Some(self.now + wait + self.clock.jitter(wait / 2));
-        tracing::warn!(partition = %owned.partition, %error, "the store does not take a write; it is tried again and nothing is lost");
-        self.health.failing(&owned.partition, error);
+        if self.health.failing(&owned.partition, error) {
+            tracing::warn!(partition = %owned.partition, %error, "the store does not take a write; it is tried again and nothing is lost");
+        }
         self.wake_by(self.now + wait);
     }
 

@@ -7,7 +7,10 @@
 
 #[cfg(unix)]
 mod bank;
+mod failover;
+mod faults;
 mod fresh;
+mod full;
 #[cfg(unix)]
 #[path = "../sqlite/history.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
@@ -16,16 +19,21 @@ mod inbox;
 #[cfg(unix)]
 mod kills;
 mod leases;
+mod logs;
+mod migrate;
 #[cfg(unix)]
 #[path = "../sqlite/points.rs"]
 mod points;
+mod pooler;
 #[cfg(unix)]
 #[path = "../sqlite/process.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod process;
+mod proxy;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;
+mod service;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;

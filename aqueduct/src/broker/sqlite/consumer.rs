@@ -14,7 +14,7 @@ use crate::outcome::BoxFuture;
 use crate::store::sql::log::{PartitionEntry, damage};
 use crate::store::sql::sqlite::SqliteFile;
 use crate::store::sql::writer::Task;
-use crate::topic::{Epoch, Partition, Text};
+use crate::topic::{Epoch, Partition, Position, Text};
 
 /// By what right an instance owns a consumer.
 #[derive(Clone, Debug)]
@@ -302,6 +302,39 @@ impl Task for Forget {
             let delete =
                 sqlx::query("delete from aq_floors where consumer = ?").bind(self.consumer.as_str().to_owned());
             delete.execute(connection).await.map(drop).map_err(|e| self.file.explain(e))
+        })
+    }
+}
+
+/// Moves a floor back.
+pub(super) struct Rewind {
+    pub(super) consumer: Text,
+    pub(super) partition: Partition,
+    pub(super) to: Position,
+    pub(super) file: SqliteFile,
+}
+
+impl Task for Rewind {
+    type Answer = ();
+
+    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let Self { consumer, partition, to, file } = self;
+            let moved = sqlx::query(
+                "update aq_floors set floor = ?1, seal = seal + 31 * (?1 - floor) where consumer = ?2 and number = ?3
+                 and floor >= ?1 and topic = (select id from aq_topics where name = ?4)",
+            )
+            .bind(i64::try_from(to.0).unwrap_or(i64::MAX))
+            .bind(consumer.as_str().to_owned())
+            .bind(i64::from(partition.index))
+            .bind(partition.topic.as_str().to_owned());
+            let moved = moved.execute(connection).await.map_err(|e| file.explain(e))?;
+            if moved.rows_affected() == 0 {
+                let text =
+                    format!("{partition} cannot be read again from {} by {consumer}: it is not settled that far", to.0);
+                return Err(StoreError::Refused(text));
+            }
+            Ok(())
         })
     }
 }

@@ -203,6 +203,34 @@ impl SqliteBroker {
         file.write_with(forget).await.map_err(|e| broker_error(&e))
     }
 
+    /// Moves a consumer back in a partition: everything above `to` is delivered again. For a database that has lost the end of
+    /// what the consumer had done, such as a standby that took over: `to` is then up to where the database knows it as settled,
+    /// and what has taken effect above it is skipped. Refused while an instance runs, and for what is not behind the consumer.
+    ///
+    /// The trap: without an inbox, effects happen again.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> aqueduct::Result<()> {
+    /// # let folder = tempfile::tempdir()?; let path = folder.path().join("aqueduct.db");
+    /// use aqueduct::{Partition, Position, sqlite::SqliteBroker};
+    /// let broker = SqliteBroker::open(&path).await?;
+    /// let partition = Partition { topic: "orders".into(), index: 0 };
+    /// let refused = broker.rewind("mail", &partition, Position(7)).await.unwrap_err();
+    /// assert!(refused.to_string().contains("is not settled that far"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn rewind(
+        &self,
+        consumer: impl Into<Text>,
+        partition: &Partition,
+        to: Position,
+    ) -> Result<(), BrokerError> {
+        let (consumer, file) = (consumer.into(), self.0.file.clone());
+        let _lock = member::take_lock(&file, &consumer, false).await?;
+        let rewind = consumer::Rewind { consumer, partition: partition.clone(), to, file: file.clone() };
+        file.write_with(rewind).await.map_err(|e| broker_error(&e))
+    }
+
     async fn publish_all(&self, messages: Vec<Message>) -> Vec<Result<Receipt, BrokerError>> {
         if self.0.file.is_held_here() {
             return messages.iter().map(|_| Err(BrokerError::Refused(INSIDE.into()))).collect();

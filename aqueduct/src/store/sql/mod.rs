@@ -34,11 +34,15 @@ mod schema;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_errors;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_floors;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_inbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_outbox;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_pool;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_session;
 #[cfg(any(feature = "postgres", feature = "mysql"))]

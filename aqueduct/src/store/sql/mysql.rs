@@ -11,7 +11,8 @@ use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Kind, SqlRow, Value};
-use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server_errors::Meaning;
 use super::server_outbox::Written;
 use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::SqlStore;
@@ -182,6 +183,7 @@ impl Calls for MySql {
         connection: &'a mut MySqlConnection,
         prefix: &'a str,
         keys: Vec<i64>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         const LOCKS: i64 = 16_384;
         Box::pin(async move {
@@ -190,7 +192,7 @@ impl Calls for MySql {
             slots.sort_unstable();
             slots.dedup();
             for slot in slots {
-                sqlx::query(AssertSqlSafe(sql.clone())).bind(slot).execute(&mut *connection).await?;
+                sqlx::query(AssertSqlSafe(sql.clone())).persistent(kept).bind(slot).execute(&mut *connection).await?;
             }
             Ok(())
         })
@@ -200,6 +202,7 @@ impl Calls for MySql {
         connection: &'a mut MySqlConnection,
         prefix: &'a str,
         rows: Vec<Written>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         Box::pin(async move {
             for rows in rows.chunks(ROWS_A_STATEMENT) {
@@ -208,7 +211,7 @@ impl Calls for MySql {
                     "insert into {prefix}outbox (topic, `key`, event_id, type, source, content) values {places}"
                 );
                 // Only the statements of usual lengths are worth being prepared for longer.
-                let usual = rows.len() == 1 || rows.len() == ROWS_A_STATEMENT;
+                let usual = kept && (rows.len() == 1 || rows.len() == ROWS_A_STATEMENT);
                 let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(usual);
                 for (topic, key, id, kind, source, content) in rows {
                     let bytes = |text: &Text| text.as_str().as_bytes().to_vec();
@@ -335,7 +338,7 @@ type Query<'q> = sqlx::query::Query<'q, MySql, MySqlArguments>;
 fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
     let lists = args.iter().any(|arg| matches!(arg, Value::Ints(_)));
     let sql = if lists { with_lists(&statement.sql, &args).into() } else { Arc::clone(&statement.sql) };
-    let query = sqlx::query(AssertSqlSafe(sql)).persistent(!lists);
+    let query = sqlx::query(AssertSqlSafe(sql)).persistent(statement.kept && !lists);
     args.into_iter().fold(query, |query, value| match value {
         Value::Ints(_) => query,
         Value::Null(Kind::Int) => query.bind(None::<i64>),

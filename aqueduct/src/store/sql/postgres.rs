@@ -10,7 +10,8 @@ use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Kind, SqlRow, Value};
-use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::server_errors::Meaning;
 use super::server_outbox::Written;
 use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::SqlStore;
@@ -138,7 +139,8 @@ impl Calls for Postgres {
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let left = end.left.as_millis().max(1).to_string();
-            let query = sqlx::query(AssertSqlSafe(Arc::clone(&fence.sql))).bind(left).bind(end.shard);
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&fence.sql))).persistent(fence.kept);
+            let query = query.bind(left).bind(end.shard);
             let Some(row) = query.fetch_optional(&mut *connection).await? else { return Ok(Ended::Replaced(None)) };
             if row.try_get::<i32, _>(1)? == 0 {
                 return Ok(Ended::Before);
@@ -157,10 +159,15 @@ impl Calls for Postgres {
         connection: &'a mut PgConnection,
         _: &'a str,
         keys: Vec<i64>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         Box::pin(async move {
             for key in keys {
-                sqlx::query("select pg_advisory_xact_lock($1)").bind(key).execute(&mut *connection).await?;
+                sqlx::query("select pg_advisory_xact_lock($1)")
+                    .persistent(kept)
+                    .bind(key)
+                    .execute(&mut *connection)
+                    .await?;
             }
             Ok(())
         })
@@ -170,6 +177,7 @@ impl Calls for Postgres {
         connection: &'a mut PgConnection,
         prefix: &'a str,
         rows: Vec<Written>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         const COLUMNS: &str = "topic, key, event_id, type, source, content";
         Box::pin(async move {
@@ -177,7 +185,8 @@ impl Calls for Postgres {
             if rows.len() == 1 {
                 let sql = format!("insert into {prefix}outbox ({COLUMNS}) values ($1, $2, $3, $4, $5, $6)");
                 for (topic, key, id, kind, source, content) in rows {
-                    let query = sqlx::query(AssertSqlSafe(sql.clone())).bind(text(topic)).bind(key.map(text));
+                    let query = sqlx::query(AssertSqlSafe(sql.clone())).persistent(kept);
+                    let query = query.bind(text(topic)).bind(key.map(text));
                     let query = query.bind(text(id)).bind(text(kind)).bind(text(source)).bind(content);
                     query.execute(&mut *connection).await?;
                 }
@@ -197,7 +206,8 @@ impl Calls for Postgres {
                 "insert into {prefix}outbox ({COLUMNS}) select {COLUMNS} from unnest($1::text[], $2::text[], $3::text[], \
                  $4::text[], $5::text[], $6::bytea[]) with ordinality as e ({COLUMNS}, at) order by at"
             );
-            let query = sqlx::query(AssertSqlSafe(sql)).bind(topics).bind(keys).bind(ids).bind(kinds).bind(sources);
+            let query = sqlx::query(AssertSqlSafe(sql)).persistent(kept);
+            let query = query.bind(topics).bind(keys).bind(ids).bind(kinds).bind(sources);
             query.bind(contents).execute(connection).await.map(drop)
         })
     }
@@ -222,6 +232,9 @@ fn meaning(code: &str) -> Option<Meaning> {
         "42P01" | "3F000" => Meaning::Missing,
         "23505" => Meaning::Duplicate,
         "25P02" => Meaning::Aborted,
+        "42P05" | "26000" => Meaning::Passes(
+            "a pooler mixes up the prepared statements of its clients: open the database with `behind_pooler`, and make a handler's own statements with `.persistent(false)`",
+        ),
         "55P03" => Meaning::Passes("another transaction holds what this one needs"),
         "57014" => Meaning::Passes("the statement took longer than it may, and was cancelled"),
         "25006" => Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary"),
@@ -245,7 +258,7 @@ fn meaning(code: &str) -> Option<Meaning> {
 type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
 fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
-    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql)));
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(&statement.sql))).persistent(statement.kept);
     args.into_iter().fold(query, |query, value| match value {
         Value::Null(Kind::Int) => query.bind(None::<i64>),
         Value::Null(Kind::Text) => query.bind(None::<String>),

@@ -5,36 +5,30 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use sqlx::error::DatabaseError;
-use sqlx::pool::{PoolConnection, PoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Pool, SqlSafeStr};
+use sqlx::pool::PoolConnection;
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
 use super::schema::Migrated;
+use super::server_errors::{Meaning, explain, meaning};
 use super::server_floors::Floors;
 use super::server_inbox::{RETENTION, keep_house};
 use super::server_outbox::Written;
-use super::server_session::{Reading, Within};
-use super::server_tx::{End, Ended, Limits, Open, Steps};
+use super::server_pool::{Numbered, Pools};
+use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::{Home, HomeCalls, SqlStore};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::outbox::Hint;
-use crate::store::{Claim, Standing};
+use crate::store::{Applied, Claim, Op, Standing};
 use crate::topic::{Partition, Position, Text};
 
-/// Connections of the store, the relay and the leases; handlers have their own, so that they cannot take all of them.
-const OWN_CONNECTIONS: u32 = 6;
-
-/// Connections for handlers, unless told otherwise.
+/// Connections of handlers, unless told otherwise.
 const HANDLER_CONNECTIONS: u32 = 16;
-
-/// How long a connection is waited for before the database counts as away.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The version of the tables that this program knows.
 const KNOWN: u32 = 2;
@@ -119,13 +113,15 @@ pub(crate) trait Calls: sqlx::Database + Sized {
         connection: &'a mut Self::Connection,
         prefix: &'a str,
         keys: Vec<i64>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>>;
 
-    /// Writes rows of the outbox, in their order, with as few statements as can be.
+    /// Writes rows of the outbox, in their order, with as few statements as can be; `kept`: they may be prepared for longer.
     fn insert_events<'a>(
         connection: &'a mut Self::Connection,
         prefix: &'a str,
         rows: Vec<Written>,
+        kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>>;
 
     /// What an error of the database means; none if it is none that is known.
@@ -135,26 +131,6 @@ pub(crate) trait Calls: sqlx::Database + Sized {
 /// What a connection is made with.
 pub(crate) type OptionsOf<DB> = <<DB as sqlx::Database>::Connection as sqlx::Connection>::Options;
 
-/// What an error of a database means, and what to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Meaning {
-    /// The transaction was given up for another's sake: the same again can succeed.
-    GivenUp(&'static str),
-    /// The connection is of no use any more.
-    Gone(&'static str),
-    /// There is no such table.
-    Missing,
-    /// What was to be inserted is there.
-    Duplicate,
-    /// A statement of the transaction failed before, and nothing more can be done in it. `PostgreSQL` alone does that.
-    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only PostgreSQL says so"))]
-    Aborted,
-    /// It passes by itself, or when somebody does this.
-    Passes(&'static str),
-    /// The same will fail again, until somebody does this.
-    Stays(&'static str),
-}
-
 /// The statements of one text.
 type Statements = Arc<[Statement]>;
 
@@ -163,6 +139,15 @@ type Statements = Arc<[Statement]>;
 pub(crate) struct Statement {
     pub(super) sql: Arc<str>,
     pub(super) args: usize,
+    /// It is prepared for as long as the connection lives; behind a pooler nothing is.
+    pub(super) kept: bool,
+}
+
+impl Statement {
+    /// One that stands alone, and is not prepared for longer.
+    pub(super) fn once(sql: &str) -> Self {
+        Self { sql: sql.trim().into(), args: sql.matches('?').count(), kept: false }
+    }
 }
 
 /// A database on a server, with Aqueduct's tables in it. Clones share its connections.
@@ -175,25 +160,18 @@ pub struct ServerDatabase<DB: Server>(Arc<Shared<DB>>);
 pub(super) struct Unowned<DB: Server>(Weak<Shared<DB>>);
 
 struct Shared<DB: Server> {
-    own: Pool<DB>,
-    handlers: Pool<DB>,
-    /// Where it is, without secrets.
-    address: String,
+    pools: Pools<DB>,
     prefix: String,
     clock: Clock,
     isolation: Isolation,
     /// The ids of shards that were taken over.
     shards: RwLock<BTreeMap<(Text, Partition), i64>>,
-    /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
-    behind_pooler: bool,
-    floors: Floors,
+    floors: Arc<Floors>,
     hint: Hint,
     retention: Duration,
     steps: Steps,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
     translated: RwLock<BTreeMap<(usize, usize), Statements>>,
-    /// Connections that handlers have given back in good order; the pool would ask each of them first.
-    warm: Mutex<Vec<PoolConnection<DB>>>,
 }
 
 /// What a handler's transaction sees of others.
@@ -250,6 +228,10 @@ impl<DB: Server> ServerOptions<DB> {
     /// Says that a pooler is between this program and the database that gives each transaction another connection, such as
     /// `PgBouncer` in transaction mode: then no statement is prepared for longer, and nothing runs outside a transaction.
     /// Defaults to a connection of one's own.
+    ///
+    /// The trap: a handler's own statements are prepared by name, which a pooler mixes up, unless they are made with
+    /// `sqlx::query(..).persistent(false)`, or the pooler knows such statements, as `PgBouncer` does from 1.21 on with
+    /// `max_prepared_statements`.
     pub fn behind_pooler(mut self) -> Self {
         self.behind_pooler = true;
         self
@@ -309,32 +291,18 @@ impl<DB: Server> ServerOptions<DB> {
             );
             return Err(StoreError::Refused(text));
         };
-        let options = options.disable_statement_logging();
-        let options = if self.behind_pooler { DB::behind_pooler(options) } else { options };
-        let address = DB::address(&options);
-        let pool = |count| {
-            PoolOptions::new()
-                .max_connections(count)
-                .min_connections(0)
-                .acquire_timeout(PATIENCE)
-                .test_before_acquire(false)
-                .connect_lazy_with(options.clone())
-        };
+        let floors = Arc::<Floors>::default();
         Ok(ServerDatabase(Arc::new(Shared {
-            own: pool(OWN_CONNECTIONS),
-            handlers: pool(self.handlers),
-            address,
+            pools: Pools::new(options, self.handlers, self.behind_pooler, &floors, &self.prefix),
             prefix: self.prefix,
             clock: self.clock,
             isolation: self.isolation,
-            behind_pooler: self.behind_pooler,
             shards: RwLock::default(),
-            floors: Floors::default(),
+            floors,
             hint: Hint::default(),
             retention: self.retention,
             steps: self.steps,
             translated: RwLock::default(),
-            warm: Mutex::default(),
         })))
     }
 }
@@ -380,6 +348,11 @@ impl<DB: Server> ServerDatabase<DB> {
         Ok((1..).zip(DB::MIGRATIONS).map(|(to, sql)| step(prefix, sql, to)).collect())
     }
 
+    /// True if statements are prepared for as long as the connection lives.
+    pub(crate) fn keeps_statements(&self) -> bool {
+        !self.pools().behind_pooler
+    }
+
     /// What the names of tables begin with.
     pub(crate) fn prefix(&self) -> &str {
         &self.0.prefix
@@ -391,7 +364,7 @@ impl<DB: Server> ServerDatabase<DB> {
         if self.version().await? == KNOWN {
             return Ok(Migrated { from: KNOWN, to: KNOWN });
         }
-        let mut connection = self.acquire(&self.0.own).await?;
+        let (mut connection, _) = self.pools().own().await?;
         // Closing it ends whatever is open, and lets the lock go.
         connection.close_on_drop();
         let run = async |connection: &mut PoolConnection<DB>, sql: String| {
@@ -415,7 +388,8 @@ impl<DB: Server> ServerDatabase<DB> {
         if found < KNOWN {
             return Err(StoreError::Refused(format!(
                 "{}: the tables have version {found} and this program needs {}: run `aqueduct migrate`, or the SQL that it prints",
-                self.0.address, KNOWN
+                self.pools().address,
+                KNOWN
             )));
         }
         Ok(())
@@ -423,9 +397,9 @@ impl<DB: Server> ServerDatabase<DB> {
 
     /// The version of the tables; 0 if there are none.
     async fn version(&self) -> Result<u32, StoreError> {
-        let mut connection = self.acquire(&self.0.own).await?;
+        let (mut connection, _) = self.pools().own().await?;
         let sql = format!("select max(version) from {}schema", self.0.prefix);
-        let statement = Statement { sql: sql.into(), args: 0 };
+        let statement = Statement::once(&sql);
         let rows = match DB::fetch(&mut connection, &statement, vec![]).await {
             Ok(rows) => rows,
             Err(error) if meaning::<DB>(&error) == Some(Meaning::Missing) => return Ok(0),
@@ -435,24 +409,10 @@ impl<DB: Server> ServerDatabase<DB> {
         Ok(u32::try_from(version.unwrap_or(0)).unwrap_or(0))
     }
 
-    async fn acquire(&self, pool: &Pool<DB>) -> Result<PoolConnection<DB>, StoreError> {
-        pool.acquire().await.map_err(|e| self.explain(&e))
-    }
-
-    /// A connection with the transaction of an attempt begun on it: one that was given back in good order, or one of the pool.
-    pub(super) async fn begin_attempt(&self, limits: Limits) -> Result<PoolConnection<DB>, StoreError> {
-        let begin = DB::begin_attempt(self.0.isolation, limits);
-        loop {
-            let warm = self.0.warm.lock().pop();
-            let Some(connection) = warm else {
-                return self.begun(&self.0.handlers, begin).await.map_err(|failed| failed.error);
-            };
-            let mut connection = Open(Some(connection));
-            // One that fails was closed by the server since; then it has closed others too.
-            if begin_on::<DB>(connection.get()?, &begin).await.is_ok() {
-                return connection.ended();
-            }
-        }
+    /// A connection with the transaction of an attempt begun on it. An attempt that ends while it waits for the database would
+    /// count.
+    pub(super) async fn begin_attempt(&self, limits: Limits) -> Result<Numbered<DB>, StoreError> {
+        self.pools().begin_attempt(&DB::begin_attempt(self.0.isolation, limits), limits.lock).await
     }
 
     /// The id of a shard that has been taken over.
@@ -463,7 +423,7 @@ impl<DB: Server> ServerDatabase<DB> {
         }
         let found = self.read().await?.fetch(SHARD, names(consumer, partition)).await?;
         let Some(row) = found.first() else {
-            let text = format!("nobody has taken over {partition} for {consumer} in {}", self.0.address);
+            let text = format!("nobody has taken over {partition} for {consumer} in {}", self.pools().address);
             return Err(StoreError::Unavailable(text.into()));
         };
         let id = row.int(0)?;
@@ -475,17 +435,12 @@ impl<DB: Server> ServerDatabase<DB> {
     pub(super) fn one(&self, text: &'static str) -> Statement {
         match &*self.translated(text) {
             [one] => one.clone(),
-            _ => Statement { sql: text.into(), args: 0 },
+            _ => Statement::once(text),
         }
     }
 
-    /// A connection for the library's own work.
-    pub(super) async fn own_connection(&self) -> Result<PoolConnection<DB>, StoreError> {
-        self.acquire(&self.0.own).await
-    }
-
-    pub(super) fn behind_pooler(&self) -> bool {
-        self.0.behind_pooler
+    pub(super) fn pools(&self) -> &Pools<DB> {
+        &self.0.pools
     }
 
     pub(super) fn floors(&self) -> &Floors {
@@ -498,11 +453,6 @@ impl<DB: Server> ServerDatabase<DB> {
 
     pub(super) fn steps(&self) -> &Steps {
         &self.0.steps
-    }
-
-    /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
-    pub(super) fn give_back(&self, connection: PoolConnection<DB>) {
-        self.0.warm.lock().push(connection);
     }
 
     /// A text of the library's own as this database has it, statement by statement.
@@ -520,73 +470,21 @@ impl<DB: Server> ServerDatabase<DB> {
     fn statement(&self, text: &str) -> Statement {
         let args = text.matches('?').count();
         let sql = named(&self.0.prefix, &DB::translate(text));
-        Statement { sql: sql.trim().into(), args }
+        Statement { sql: sql.trim().into(), args, kept: self.keeps_statements() }
+    }
+
+    /// Host, port and database, without secrets.
+    pub(super) fn address(&self) -> &str {
+        &self.pools().address
     }
 
     pub(super) fn explain(&self, error: &sqlx::Error) -> StoreError {
-        explain::<DB>(&self.0.address, error)
-    }
-
-    /// One try at a transaction of the library's own.
-    async fn transaction(&self, work: &mut dyn Work) -> Result<(), Failed> {
-        let mut open = Open(Some(self.begun(&self.0.own, DB::BEGIN.to_owned()).await?));
-        let connection = open.get()?;
-        let mut session = Within { database: self, connection, failed: None };
-        let done = work.run(&mut session).await;
-        let failed = session.failed.take();
-        let (ended, done) = match done {
-            Ok(()) => {
-                let committed = DB::Manager::commit(connection).await;
-                (committed.is_ok(), committed.map_err(|e| self.failed(&e)))
-            }
-            Err(error) => {
-                let again = failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_)));
-                (DB::Manager::rollback(connection).await.is_ok(), Err(Failed { error, again }))
-            }
-        };
-        if ended {
-            open.ended()?;
-        }
-        done
-    }
-
-    /// A connection with a transaction begun on it. One that the server has closed meanwhile is replaced.
-    async fn begun(&self, pool: &Pool<DB>, begin: String) -> Result<PoolConnection<DB>, Failed> {
-        loop {
-            let mut open = Open(Some(pool.acquire().await.map_err(|e| self.failed(&e))?));
-            let done = begin_on::<DB>(open.get()?, &begin).await;
-            let Err(error) = done else { return Ok(open.ended()?) };
-            drop(open);
-            if !broken::<DB>(&error) || pool.num_idle() == 0 {
-                return Err(self.failed(&error));
-            }
-        }
-    }
-
-    fn failed(&self, error: &sqlx::Error) -> Failed {
-        let again = matches!(meaning::<DB>(error), Some(Meaning::GivenUp(_)));
-        Failed { error: self.explain(error), again }
+        explain::<DB>(&self.pools().address, error)
     }
 }
 
 fn compare(found: u32) -> Result<(), StoreError> {
     if found > KNOWN { Err(StoreError::TooNew { found, known: KNOWN }) } else { Ok(()) }
-}
-
-async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> Result<(), sqlx::Error> {
-    DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await
-}
-
-/// Why a try at a transaction failed, and whether another may succeed.
-struct Failed {
-    error: StoreError,
-    again: bool,
-}
-
-impl From<StoreError> for Failed {
-    fn from(error: StoreError) -> Self {
-        Self { error, again: false }
-    }
 }
 
 /// One step of the migrations, with the note of the version that it leads to.
@@ -596,51 +494,12 @@ fn step(prefix: &str, sql: &str, to: u32) -> String {
 }
 
 /// Puts the prefix before the names of tables. An index is in the schema of its table by itself.
-fn named(prefix: &str, sql: &str) -> String {
+pub(super) fn named(prefix: &str, sql: &str) -> String {
     if prefix == "aq_" {
         return sql.to_owned();
     }
     let name = prefix.rsplit_once('.').map_or(prefix, |(_, name)| name);
     sql.replace("index aq_", "index @_").replace("aq_", prefix).replace("@_", name)
-}
-
-/// The connection is of no use any more.
-pub(super) fn broken<DB: Server>(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
-        _ => matches!(meaning::<DB>(error), Some(Meaning::Gone(_))),
-    }
-}
-
-pub(super) fn meaning<DB: Server>(error: &sqlx::Error) -> Option<Meaning> {
-    match error {
-        sqlx::Error::Database(error) => DB::meaning(&**error),
-        _ => None,
-    }
-}
-
-/// Says what is wrong and what to do about it. What can pass by itself is unavailable; what cannot is refused.
-fn explain<DB: Server>(address: &str, error: &sqlx::Error) -> StoreError {
-    let unavailable = |text: String| StoreError::Unavailable(text.into());
-    match (meaning::<DB>(error), error) {
-        (Some(Meaning::GivenUp(what) | Meaning::Gone(what) | Meaning::Passes(what)), _) => {
-            unavailable(format!("{address}: {what} ({error})"))
-        }
-        (Some(Meaning::Missing), _) => unavailable(format!(
-            "{address}: a table of Aqueduct is missing, was it dropped? Run `aqueduct migrate` ({error})"
-        )),
-        (Some(Meaning::Stays(what)), _) => StoreError::Refused(format!("{address}: {what} ({error})")),
-        (None, sqlx::Error::PoolTimedOut) => unavailable(format!(
-            "{address}: no connection was free, or could be had, for {PATIENCE:?}: is the database up, and does it allow enough connections?"
-        )),
-        (None, sqlx::Error::Io(_)) => {
-            unavailable(format!("{address}: the database cannot be reached, or has closed the connection ({error})"))
-        }
-        (None, sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::RowNotFound) => {
-            StoreError::Refused(format!("{address}: what is stored is not what was written ({error})"))
-        }
-        _ => unavailable(format!("{address}: {error}")),
-    }
 }
 
 impl<DB: Server> Unowned<DB> {
@@ -658,7 +517,7 @@ impl<DB: Server> Clone for ServerDatabase<DB> {
 
 impl<DB: Server> std::fmt::Debug for ServerDatabase<DB> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple(DB::NAME).field(&self.0.address).finish()
+        f.debug_tuple(DB::NAME).field(&self.pools().address).finish()
     }
 }
 
@@ -691,8 +550,20 @@ impl<DB: Server> HomeCalls for ServerDatabase<DB> {
         Box::pin(self.settled(claim, floor))
     }
 
-    fn applied(&self, row: Option<[i64; 4]>) {
-        self.0.floors.row(row);
+    fn took_over(&self, claim: &Claim, shard: i64) {
+        self.0.shards.write().insert((claim.consumer.clone(), claim.partition.clone()), shard);
+        self.0.floors.took_over(shard);
+    }
+
+    fn applying(&self, claim: &Claim, ops: &[Op]) -> Result<(), StoreError> {
+        let name = (claim.consumer.clone(), claim.partition.clone());
+        let Some(shard) = self.0.shards.read().get(&name).copied() else { return Ok(()) };
+        self.0.floors.rows_go(shard, claim, ops);
+        self.0.floors.check(shard)
+    }
+
+    fn applied(&self, shard: i64, claim: &Claim, ops: &[Op], answers: &[Applied]) {
+        self.0.floors.rows_come(shard, claim, ops, answers);
     }
 }
 
@@ -717,13 +588,6 @@ impl<DB: Server> Database for ServerDatabase<DB> {
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Box<dyn Session>, StoreError>> {
-        Box::pin(async move {
-            let connection = if self.0.behind_pooler {
-                self.begun(&self.0.own, DB::BEGIN.to_owned()).await.map_err(|failed| failed.error)?
-            } else {
-                self.acquire(&self.0.own).await?
-            };
-            Ok(Box::new(Reading { database: self.clone(), connection: Some(connection) }) as Box<dyn Session>)
-        })
+        Box::pin(async move { Ok(Box::new(self.reading().await?) as Box<dyn Session>) })
     }
 }

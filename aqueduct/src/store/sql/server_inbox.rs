@@ -77,8 +77,9 @@ impl<DB: Server> SqlStore<ServerDatabase<DB>> {
         topic: impl Into<Topic>,
         forget: Forget,
     ) -> Result<(), StoreError> {
-        self.write(Forgetting { consumer: consumer.into(), topic: topic.into(), forget }).await?;
-        self.home().floors().none_is_missed();
+        let (consumer, topic) = (consumer.into(), topic.into());
+        self.write(Forgetting { consumer: consumer.clone(), topic: topic.clone(), forget }).await?;
+        self.home().floors().none_is_missed(&consumer, &topic);
         Ok(())
     }
 

@@ -19,15 +19,15 @@ pub(super) async fn write<DB: Server>(
     events: Vec<(Topic, Event)>,
 ) -> Result<Vec<Option<Receipt>>> {
     let rows: Vec<Written> = events.into_iter().map(row).collect();
-    let count = rows.len();
+    let (count, kept) = (rows.len(), database.keeps_statements());
     if how.serialize_keys {
         let mut keys: Vec<i64> = rows.iter().filter_map(|row| row.1.as_ref().map(|key| lock_of(&row.0, key))).collect();
         // In one order, so that two transactions do not wait for each other.
         keys.sort_unstable();
         keys.dedup();
-        DB::lock_keys(transaction, database.prefix(), keys).await?;
+        DB::lock_keys(transaction, database.prefix(), keys, kept).await?;
     }
-    DB::insert_events(transaction, database.prefix(), rows).await?;
+    DB::insert_events(transaction, database.prefix(), rows, kept).await?;
     database.hint().give();
     Ok(vec![None; count])
 }

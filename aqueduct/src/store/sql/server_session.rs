@@ -1,26 +1,97 @@
 //! Statements of the library's own on a server's connection, translated and run one after another.
 
+use std::time::Duration;
+
 use sqlx::pool::PoolConnection;
 use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{Session, SqlRow, Value};
-use super::server::{Meaning, Server, ServerDatabase, broken, meaning};
+use super::dialect::{Session, SqlRow, Value, Work};
+use super::server::{Server, ServerDatabase};
+use super::server_errors::{Meaning, broken, meaning};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 
+/// How long they wait for answers: a server that is cut off says nothing, for a quarter of an hour.
+const ANSWERED: Duration = Duration::from_secs(30);
+
+/// Why a try at a transaction failed, and whether another may succeed.
+pub(super) struct Failed {
+    pub(super) error: StoreError,
+    pub(super) again: bool,
+    /// The connection is in no state to be used again.
+    broken: bool,
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self { error, again: false, broken: true }
+    }
+}
+
+impl<DB: Server> ServerDatabase<DB> {
+    /// One try at a transaction of the library's own.
+    pub(super) async fn transaction(&self, work: &mut dyn Work) -> Result<(), Failed> {
+        let begun = tokio::time::timeout(ANSWERED, self.pools().begin_own()).await;
+        let mut open = begun.map_err(|_| self.failed(&no_answer()))??;
+        let done = tokio::time::timeout(ANSWERED, self.within(open.get()?, work)).await;
+        let done = done.unwrap_or_else(|_| Err(self.failed(&no_answer())));
+        if done.as_ref().err().is_none_or(|failed| !failed.broken) {
+            open.ended()?;
+        }
+        done
+    }
+
+    /// Work, and its end, in a transaction that was begun.
+    async fn within(&self, connection: &mut DB::Connection, work: &mut dyn Work) -> Result<(), Failed> {
+        let mut session = Within { database: self, connection, failed: None };
+        let done = work.run(&mut session).await;
+        let failed = session.failed.take();
+        match done {
+            Ok(()) => DB::Manager::commit(connection).await.map_err(|e| self.failed(&e)),
+            Err(error) => {
+                let broken = DB::Manager::rollback(connection).await.is_err();
+                let again = failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_)));
+                Err(Failed { error, again, broken })
+            }
+        }
+    }
+
+    fn failed(&self, error: &sqlx::Error) -> Failed {
+        let again = matches!(meaning::<DB>(error), Some(Meaning::GivenUp(_)));
+        Failed { error: self.explain(error), again, broken: true }
+    }
+
+    /// A connection to read on; behind a pooler in a transaction.
+    pub(super) async fn reading(&self) -> Result<Reading<DB>, StoreError> {
+        let (connection, new) = if self.pools().behind_pooler {
+            (self.pools().begin_own().await?.ended()?, true)
+        } else {
+            self.pools().own().await?
+        };
+        Ok(Reading { database: self.clone(), connection: Some(connection), new })
+    }
+}
+
+/// What is said of a server that says nothing.
+fn no_answer() -> sqlx::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer for {ANSWERED:?}")).into()
+}
+
 /// The connection of a transaction while work runs on it.
-pub(super) struct Within<'c, DB: Server> {
-    pub(super) database: &'c ServerDatabase<DB>,
-    pub(super) connection: &'c mut DB::Connection,
+struct Within<'c, DB: Server> {
+    database: &'c ServerDatabase<DB>,
+    connection: &'c mut DB::Connection,
     /// What the error of the statement meant that failed.
-    pub(super) failed: Option<Meaning>,
+    failed: Option<Meaning>,
 }
 
 /// A connection to read on.
 pub(super) struct Reading<DB: Server> {
-    pub(super) database: ServerDatabase<DB>,
+    database: ServerDatabase<DB>,
     /// There until it is given back.
-    pub(super) connection: Option<PoolConnection<DB>>,
+    connection: Option<PoolConnection<DB>>,
+    /// It is certainly none that the server may have closed after a quiet time.
+    new: bool,
 }
 
 impl<DB: Server> Session for Within<'_, DB> {
@@ -46,15 +117,16 @@ impl<DB: Server> Session for Within<'_, DB> {
 }
 
 impl<DB: Server> Reading<DB> {
-    /// Runs it on another connection once if this one has been closed by the server, as it may be after a quiet time.
+    /// Takes another connection if this one has been closed by the server, as it may be after a quiet time.
     async fn again(&mut self, error: &sqlx::Error) -> Result<(), StoreError> {
         if let Some(mut connection) = self.connection.take() {
             connection.close_on_drop();
         }
-        if !broken::<DB>(error) || self.database.behind_pooler() {
+        if !broken::<DB>(error) || self.new {
             return Err(self.database.explain(error));
         }
-        self.connection = Some(self.database.own_connection().await?);
+        let (connection, new) = self.database.pools().own().await?;
+        (self.connection, self.new) = (Some(connection), new);
         Ok(())
     }
 
@@ -66,7 +138,7 @@ impl<DB: Server> Reading<DB> {
 impl<DB: Server> Drop for Reading<DB> {
     fn drop(&mut self) {
         if let Some(connection) = &mut self.connection
-            && self.database.behind_pooler()
+            && self.database.pools().behind_pooler
         {
             DB::Manager::start_rollback(connection);
         }
@@ -87,10 +159,13 @@ impl<DB: Server> Session for Reading<DB> {
     fn fetch<'a>(&'a mut self, sql: &'static str, args: Vec<Value>) -> BoxFuture<'a, Result<Vec<SqlRow>, StoreError>> {
         Box::pin(async move {
             let database = self.database.clone();
-            let found = fetch(&database, self.connection()?, sql, args.clone()).await;
-            let Err(error) = found else { return found.map_err(|e| database.explain(&e)) };
-            self.again(&error).await?;
-            fetch(&database, self.connection()?, sql, args).await.map_err(|e| database.explain(&e))
+            loop {
+                let found = fetch(&database, self.connection()?, sql, args.clone());
+                match tokio::time::timeout(ANSWERED, found).await.unwrap_or_else(|_| Err(no_answer())) {
+                    Ok(found) => return Ok(found),
+                    Err(error) => self.again(&error).await?,
+                }
+            }
         })
     }
 }

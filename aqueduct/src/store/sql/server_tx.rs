@@ -9,15 +9,15 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::dialect::Value;
 use super::outbox::{How, Outbox};
-use super::server::{Meaning, Server, ServerDatabase, meaning};
-use super::server_floors::Effect;
+use super::server::{Server, ServerDatabase};
+use super::server_errors::{Meaning, explain_handlers, meaning};
 use super::server_outbox;
+use super::server_pool::Numbered;
 use super::store::{HomeCalls, SqlStore};
 use super::tx::{Begun, Lends, TxDatabase};
 use crate::broker::Receipt;
@@ -26,10 +26,13 @@ use crate::clock::Lease;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
-use crate::topic::{Epoch, Position, Topic};
+use crate::topic::{Epoch, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
 const LONGEST: Duration = Duration::from_hours(1);
+
+/// How long a roll back may take.
+const ROLLED_BACK: Duration = Duration::from_secs(5);
 
 /// How long a transaction may stand still, a statement take, and a lock be waited for.
 #[derive(Clone, Copy, Debug)]
@@ -54,9 +57,8 @@ pub struct ServerTx<DB: Server> {
     event: Arc<Event>,
     /// The fence of its partition.
     shard: i64,
-    position: Position,
     /// There until it is given back, with which it ends.
-    connection: Option<PoolConnection<DB>>,
+    connection: Option<Numbered<DB>>,
 }
 
 impl<DB: Server> Deref for ServerTx<DB> {
@@ -64,7 +66,7 @@ impl<DB: Server> Deref for ServerTx<DB> {
 
     fn deref(&self) -> &DB::Connection {
         match &self.connection {
-            Some(connection) => connection,
+            Some(Numbered { connection, .. }) => connection,
             None => unreachable!("it is given back only with the end of the transaction"),
         }
     }
@@ -73,7 +75,7 @@ impl<DB: Server> Deref for ServerTx<DB> {
 impl<DB: Server> DerefMut for ServerTx<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match &mut self.connection {
-            Some(connection) => connection,
+            Some(Numbered { connection, .. }) => connection,
             None => unreachable!("it is given back only with the end of the transaction"),
         }
     }
@@ -82,8 +84,8 @@ impl<DB: Server> DerefMut for ServerTx<DB> {
 impl<DB: Server> Drop for ServerTx<DB> {
     /// A handler that was cancelled may have been inside a statement: such a connection is closed, and never another's.
     fn drop(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            connection.close_on_drop();
+        if let Some(mut held) = self.connection.take() {
+            held.connection.close_on_drop();
         }
     }
 }
@@ -97,7 +99,7 @@ impl<DB: Server> Unit for ServerTx<DB> {
             let ended = DB::end(&mut *self, &fence, end, database.steps()).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
-                    database.floors().effect(self.effect());
+                    self.has_effect();
                     self.give_back();
                 }
                 Ended::Replaced(held) => return Err(self.replaced(held)),
@@ -107,9 +109,15 @@ impl<DB: Server> Unit for ServerTx<DB> {
         })
     }
 
+    fn explain(&self, error: Error) -> Error {
+        explain_handlers::<DB>(self.database.address(), error)
+    }
+
     fn roll_back(mut self: Box<Self>) {
         tokio::spawn(async move {
-            if DB::Manager::rollback(&mut *self).await.is_ok() {
+            // A server that does not answer is waited for no longer than its connection is worth.
+            let done = tokio::time::timeout(ROLLED_BACK, DB::Manager::rollback(&mut *self)).await;
+            if matches!(done, Ok(Ok(()))) {
                 self.give_back();
             }
         });
@@ -119,42 +127,22 @@ impl<DB: Server> Unit for ServerTx<DB> {
 impl<DB: Server> ServerTx<DB> {
     fn give_back(&mut self) {
         if let Some(connection) = self.connection.take() {
-            self.database.give_back(connection);
+            self.database.pools().give_back(connection);
         }
     }
 
-    fn effect(&self) -> Effect {
-        let (consumer, shard, position) = (self.origin.consumer.clone(), self.shard, self.position);
-        Effect { consumer, source: self.event.source.clone(), id: self.event.id.clone(), shard, position }
+    /// The event has taken effect, as the connection says.
+    fn has_effect(&self) {
+        if let Some(Numbered { number, .. }) = &self.connection {
+            let number = self.database.pools().number_of(*number);
+            self.database.floors().effect(number, &self.origin.consumer, &self.event.source, &self.event.id);
+        }
     }
 
     fn replaced(&self, held: Option<i64>) -> Error {
         let Origin { partition, epoch, .. } = &*self.origin;
         let held = Epoch(held.unwrap_or(0).cast_unsigned());
         Error::from(StoreError::Fenced { partition: partition.clone(), held, ours: *epoch }).uncounted()
-    }
-}
-
-/// A connection inside a transaction, or on the way into one. Dropped there, because nobody waits for it any more, it is
-/// closed: the pool would hand it on with the transaction open, and with what it has locked.
-pub(super) struct Open<DB: Server>(pub(super) Option<PoolConnection<DB>>);
-
-impl<DB: Server> Open<DB> {
-    pub(super) fn get(&mut self) -> Result<&mut PoolConnection<DB>, StoreError> {
-        self.0.as_mut().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
-    }
-
-    /// It may be used by others, or its holder sees to it.
-    pub(super) fn ended(mut self) -> Result<PoolConnection<DB>, StoreError> {
-        self.0.take().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
-    }
-}
-
-impl<DB: Server> Drop for Open<DB> {
-    fn drop(&mut self) {
-        if let Some(connection) = &mut self.0 {
-            connection.close_on_drop();
-        }
     }
 }
 
@@ -250,11 +238,17 @@ impl<DB: Server> Lends for DB {
             let connection = connection.map_err(|e| Error::from(e).uncounted())?;
             database.steps().reach("begun");
             let (origin, event) = (Arc::clone(call.origin()), Arc::clone(call.event_arc()));
-            let (database, position, connection) = (database.clone(), call.place().position, Some(connection));
-            let mut held = Box::new(ServerTx { database, origin, event, shard, position, connection });
+            let (database, connection) = (database.clone(), Some(connection));
+            let mut held = Box::new(ServerTx { database, origin, event, shard, connection });
+            if let Err(error) = held.database.floors().check(shard) {
+                held.roll_back();
+                return Err(Error::from(error).uncounted());
+            }
             if enter(&mut held, call).await? {
                 return Ok(Some((*held, None)));
             }
+            // Perhaps by a commit whose answer was lost.
+            held.has_effect();
             held.roll_back();
             Ok(None)
         })

@@ -8,7 +8,6 @@ use super::commands;
 use super::dialect::{Database, Session, Value, Work};
 use super::lookup::{self, sql_limit};
 use super::ops::{Shard, fence, fenced, names, one};
-use super::rows;
 use super::tx::TxDatabase;
 use crate::clock::{Clock, Timestamp};
 use crate::error::StoreError;
@@ -50,8 +49,16 @@ pub(crate) trait HomeCalls {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// A row was parked, or rows are being finished.
-    fn applied(&self, _row: Option<[i64; 4]>) {}
+    /// A partition has this shard, which may be another than before if the database has lost something.
+    fn took_over(&self, _: &Claim, _shard: i64) {}
+
+    /// These are about to be written.
+    fn applying(&self, _: &Claim, _: &[Op]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// These were written.
+    fn applied(&self, _shard: i64, _: &Claim, _: &[Op], _: &[Applied]) {}
 }
 
 /// A store in an SQL database: parked events, dead letters and commands, there after a crash.
@@ -123,6 +130,7 @@ impl<H: Home> Store for SqlStore<H> {
     ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
         Box::pin(async move {
             let shard = self.write(RaiseFence { claim: claim.clone(), floor }).await?;
+            self.home.took_over(claim, shard);
             // Only the owner writes from here on, so this needs no transaction and keeps nobody else from writing.
             lookup::lanes(&mut *self.home.read().await?, shard, floor).await
         })
@@ -144,12 +152,9 @@ impl<H: Home> Store for SqlStore<H> {
                 _ => &[],
             });
             self.admit(&claim.partition, rows)?;
-            // Before it is done: whoever looks for a row meanwhile must not miss it.
-            if ops.iter().any(|op| matches!(op, Op::Finish(_) | Op::Floor(_))) {
-                self.home.applied(None);
-            }
+            self.home.applying(claim, ops)?;
             let (shard, answers) = self.write(Apply { claim: claim.clone(), ops: ops.to_vec() }).await?;
-            self.home.applied(last_row(shard, claim, ops, &answers));
+            self.home.applied(shard, claim, ops, &answers);
             Ok(answers)
         })
     }
@@ -293,17 +298,6 @@ impl Step for Apply {
             Ok((id, answers))
         })
     }
-}
-
-/// The row that was written last; none if one was finished after it, which may be that one.
-fn last_row(shard: i64, claim: &Claim, ops: &[Op], answers: &[Applied]) -> Option<[i64; 4]> {
-    let place = match (ops.last()?, answers.last()?) {
-        (Op::Put(rows), _) => rows.last()?.place,
-        (Op::Append { row, .. }, Applied::Appended | Applied::Present { .. }) => row.place,
-        _ => return None,
-    };
-    let (position, index) = rows::columns_of(place)?;
-    Some([shard, position, index, claim.epoch.0.cast_signed()])
 }
 
 struct Bury {

@@ -274,6 +274,7 @@ fn same(error: &StoreError) -> StoreError {
         }
         StoreError::TooNew { found, known } => StoreError::TooNew { found: *found, known: *known },
         StoreError::Refused(text) => StoreError::Refused(text.clone()),
+        StoreError::Lost(text) => StoreError::Lost(text.clone()),
     }
 }
 

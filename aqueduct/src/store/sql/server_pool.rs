@@ -1,0 +1,228 @@
+//! The connections to a server: those of the library's own work, and those of handlers, which cannot take all of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Pool, SqlSafeStr};
+use sqlx_core::transaction::TransactionManager;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::server::{OptionsOf, Server};
+use super::server_errors::{Meaning, broken, explain, meaning};
+use super::server_floors::Floors;
+use crate::error::StoreError;
+
+/// Connections of the store, the relay and the leases.
+const OWN_CONNECTIONS: u32 = 6;
+
+/// How long a connection is waited for before the database counts as away.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// For how long it is known why there was no connection.
+const FRESH: Duration = Duration::from_secs(1);
+
+pub(super) struct Pools<DB: Server> {
+    own: Pool<DB>,
+    handlers: Pool<DB>,
+    options: OptionsOf<DB>,
+    /// Where it is, without secrets.
+    pub(super) address: String,
+    /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
+    pub(super) behind_pooler: bool,
+    /// Connections that handlers have given back in good order; the pool would ask each of them first.
+    warm: Mutex<Vec<(PoolConnection<DB>, u64)>>,
+    /// A handler has one of these before it asks for a connection: the pool knows nothing of those that were given back here.
+    places: Arc<Semaphore>,
+    /// How many connections have had a number.
+    numbered: AtomicU64,
+    /// Why there was no connection when somebody looked last.
+    none_because: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+/// A connection of a handler, with a number that no other has.
+pub(super) struct Numbered<DB: Server> {
+    pub(super) connection: PoolConnection<DB>,
+    pub(super) number: u64,
+    _place: OwnedSemaphorePermit,
+}
+
+/// A connection inside a transaction, or on the way into one. Dropped there, because nobody waits for it any more, it is
+/// closed: the pool would hand it on with the transaction open, and with what it has locked.
+pub(super) struct Open<DB: Server>(Option<PoolConnection<DB>>);
+
+impl<DB: Server> Open<DB> {
+    pub(super) fn new(connection: PoolConnection<DB>) -> Self {
+        Self(Some(connection))
+    }
+
+    pub(super) fn get(&mut self) -> Result<&mut PoolConnection<DB>, StoreError> {
+        self.0.as_mut().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
+    }
+
+    /// It may be used by others, or its holder sees to it.
+    pub(super) fn ended(mut self) -> Result<PoolConnection<DB>, StoreError> {
+        self.0.take().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
+    }
+}
+
+impl<DB: Server> Drop for Open<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.0 {
+            connection.close_on_drop();
+        }
+    }
+}
+
+impl<DB: Server> Pools<DB> {
+    pub(super) fn new(
+        options: OptionsOf<DB>,
+        handlers: u32,
+        behind_pooler: bool,
+        floors: &Arc<Floors>,
+        prefix: &str,
+    ) -> Self {
+        let options = options.disable_statement_logging();
+        let options = if behind_pooler { DB::behind_pooler(options) } else { options };
+        let address = DB::address(&options);
+        // Behind a pooler a connection says nothing of the server that a transaction will be on.
+        let looked_at = (!behind_pooler).then(|| Arc::new((Arc::clone(floors), prefix.to_owned(), address.clone())));
+        let pool = |count| {
+            let looked_at = looked_at.clone();
+            let pool = PoolOptions::new().max_connections(count).min_connections(0).acquire_timeout(PATIENCE);
+            let pool = pool.after_connect(move |connection, _| {
+                let looked_at = looked_at.clone();
+                Box::pin(async move {
+                    let Some((floors, prefix, address)) = looked_at.as_deref() else { return Ok(()) };
+                    floors.look::<DB>(connection, prefix, address).await
+                })
+            });
+            pool.test_before_acquire(false).connect_lazy_with(options.clone())
+        };
+        Self {
+            own: pool(OWN_CONNECTIONS),
+            handlers: pool(handlers),
+            address,
+            behind_pooler,
+            warm: Mutex::default(),
+            places: Arc::new(Semaphore::new(handlers as usize)),
+            numbered: AtomicU64::new(0),
+            options,
+            none_because: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// A connection for the library's own work, and whether it is certainly a new one.
+    pub(super) async fn own(&self) -> Result<(PoolConnection<DB>, bool), StoreError> {
+        self.acquire(&self.own).await
+    }
+
+    /// One with a transaction begun on it.
+    pub(super) async fn begin_own(&self) -> Result<Open<DB>, StoreError> {
+        self.begun(&self.own, DB::BEGIN).await
+    }
+
+    /// A connection of a handler with a transaction begun on it, which may be waited for no longer than this: one that was given
+    /// back in good order, or one of the pool.
+    pub(super) async fn begin_attempt(&self, begin: &str, longest: Duration) -> Result<Numbered<DB>, StoreError> {
+        let until = Instant::now() + longest.min(PATIENCE * 2);
+        let place = self.place(until.min(Instant::now() + PATIENCE)).await?;
+        loop {
+            let warm = self.warm.lock().pop();
+            let Some((connection, number)) = warm else { break };
+            let mut open = Open::new(connection);
+            if let Ok(Ok(())) = timeout_at(until, begin_on::<DB>(open.get()?, begin)).await {
+                return Ok(Numbered { connection: open.ended()?, number, _place: place });
+            }
+            // The server has closed it since; then it has closed others too.
+        }
+        let Ok(open) = timeout_at(until, self.begun(&self.handlers, begin)).await else {
+            return Err(self.unavailable("the database did not begin a transaction in time"));
+        };
+        Ok(Numbered { connection: open?.ended()?, number: self.number(), _place: place })
+    }
+
+    /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
+    pub(super) fn give_back(&self, held: Numbered<DB>) {
+        // Before its place is free.
+        self.warm.lock().push((held.connection, held.number));
+    }
+
+    /// The number of the connection that something was written on: behind a pooler it is another each time.
+    pub(super) fn number_of(&self, number: u64) -> u64 {
+        if self.behind_pooler { self.number() } else { number }
+    }
+
+    /// A number that no connection has.
+    fn number(&self) -> u64 {
+        self.numbered.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// One of the places for handlers, in the order in which they ask.
+    async fn place(&self, until: Instant) -> Result<OwnedSemaphorePermit, StoreError> {
+        match timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(self.unavailable("all connections for handlers are in use, and none became free in time: allow more with `handler_connections`, or fewer handlers with `concurrency`")),
+        }
+    }
+
+    /// A connection with a transaction begun on it. One that the server has closed meanwhile is replaced.
+    async fn begun(&self, pool: &Pool<DB>, begin: &str) -> Result<Open<DB>, StoreError> {
+        loop {
+            let (connection, new) = self.acquire(pool).await?;
+            let mut open = Open::new(connection);
+            match begin_on::<DB>(open.get()?, begin).await {
+                Ok(()) => return Ok(open),
+                Err(error) if broken::<DB>(&error) && !new => {}
+                Err(error) => return Err(explain::<DB>(&self.address, &error)),
+            }
+        }
+    }
+
+    async fn acquire(&self, pool: &Pool<DB>) -> Result<(PoolConnection<DB>, bool), StoreError> {
+        let new = pool.num_idle() == 0;
+        match pool.acquire().await {
+            Ok(connection) => Ok((connection, new)),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.why_none().await),
+            Err(error) => Err(explain::<DB>(&self.address, &error)),
+        }
+    }
+
+    /// Why the pool had no connection: it does not say itself. Connects once outside of it, for all who want to know.
+    async fn why_none(&self) -> StoreError {
+        let mut known = self.none_because.lock().await;
+        let recent = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, why)| why.clone());
+        let why = match recent {
+            Some(why) => why,
+            None => match timeout(PATIENCE, self.options.connect()).await {
+                Ok(Ok(connection)) => {
+                    drop(connection);
+                    format!("the store's own connections were all in use for {PATIENCE:?}")
+                }
+                Ok(Err(error)) => match meaning::<DB>(&error) {
+                    Some(
+                        Meaning::GivenUp(what) | Meaning::Gone(what) | Meaning::Passes(what) | Meaning::Stays(what),
+                    ) => {
+                        format!("{what} ({error})")
+                    }
+                    _ => format!("the database cannot be reached ({error})"),
+                },
+                Err(_) => format!("the database does not answer within {PATIENCE:?}"),
+            },
+        };
+        let error = self.unavailable(&why);
+        *known = Some((Instant::now(), why));
+        error
+    }
+
+    fn unavailable(&self, what: &str) -> StoreError {
+        StoreError::Unavailable(format!("{}: {what}", self.address).into())
+    }
+}
+
+async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> Result<(), sqlx::Error> {
+    DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await
+}
