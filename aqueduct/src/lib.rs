@@ -110,6 +110,9 @@ pub mod sqlite {
 /// What the SQL databases have in common (features `sqlite`, `postgres` and `mysql`).
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub mod sql {
+    #[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
+    #[doc(hidden)]
+    pub use crate::store::sql::Planted;
     pub use crate::store::sql::{Home, ShardStatus, SqlStore, TxDatabase};
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub use crate::store::sql::{Isolation, Server, ServerDatabase, ServerOptions, ServerTx};

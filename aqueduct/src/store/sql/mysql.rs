@@ -13,7 +13,7 @@ use sqlx_core::transaction::TransactionManager;
 use super::dialect::{Kind, SqlRow, Value};
 use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits};
+use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::SqlStore;
 use crate::outcome::BoxFuture;
 use crate::topic::Text;
@@ -140,6 +140,7 @@ impl Calls for MySql {
         connection: &'a mut MySqlConnection,
         fence: &'a Statement,
         end: End,
+        _: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let fence = fence.sql.replacen('?', &end.shard.to_string(), 1);

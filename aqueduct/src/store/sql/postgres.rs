@@ -12,7 +12,7 @@ use sqlx_core::transaction::TransactionManager;
 use super::dialect::{Kind, SqlRow, Value};
 use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits};
+use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::SqlStore;
 use crate::outcome::BoxFuture;
 use crate::topic::Text;
@@ -122,6 +122,7 @@ impl Calls for Postgres {
         connection: &'a mut PgConnection,
         fence: &'a Statement,
         end: End,
+        steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let left = end.left.as_millis().max(1).to_string();
@@ -134,6 +135,7 @@ impl Calls for Postgres {
             if held.map(i64::cast_unsigned) != Some(end.epoch.0) {
                 return Ok(Ended::Replaced(held));
             }
+            steps.reach("fence locked");
             PgTransactionManager::commit(connection).await?;
             Ok(Ended::Committed)
         })

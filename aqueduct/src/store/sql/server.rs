@@ -15,7 +15,7 @@ use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
 use super::server_floors::Floors;
 use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits};
+use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::{Home, HomeCalls, SqlStore};
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -102,6 +102,7 @@ pub(crate) trait Calls: sqlx::Database + Sized {
         connection: &'a mut Self::Connection,
         fence: &'a Statement,
         end: End,
+        steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
     /// Waits for these locks until they are this transaction's; its end lets them go.
@@ -175,6 +176,9 @@ struct Shared<DB: Server> {
     behind_pooler: bool,
     floors: Floors,
     hint: Hint,
+    steps: Steps,
+    #[cfg(any(test, feature = "testing"))]
+    planted: Option<super::planted::Planted>,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
     translated: RwLock<BTreeMap<(usize, usize), Statements>>,
     /// Connections that handlers have given back in good order; the pool would ask each of them first.
@@ -206,6 +210,9 @@ pub struct ServerOptions<DB: Server> {
     isolation: Isolation,
     migrate: bool,
     behind_pooler: bool,
+    steps: Steps,
+    #[cfg(any(test, feature = "testing"))]
+    planted: Option<super::planted::Planted>,
 }
 
 impl<DB: Server> ServerOptions<DB> {
@@ -250,6 +257,21 @@ impl<DB: Server> ServerOptions<DB> {
         self
     }
 
+    /// Is told of each step inside a transaction that no port shows, so that a test can end or stop its process there.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn steps(mut self, told: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
+        self.steps = Steps::told_to(told);
+        self
+    }
+
+    /// Fences handlers' transactions in a wrong way, for the test that is to find out.
+    #[cfg(any(test, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn planted(mut self, planted: super::planted::Planted) -> Self {
+        self.planted = Some(planted);
+        self
+    }
+
     /// Connects, and looks whether the tables are there.
     pub async fn connect(self) -> Result<ServerDatabase<DB>, StoreError> {
         check_prefix(&self.prefix)?;
@@ -279,6 +301,9 @@ impl<DB: Server> ServerOptions<DB> {
             shards: RwLock::default(),
             floors: Floors::default(),
             hint: Hint::default(),
+            steps: self.steps,
+            #[cfg(any(test, feature = "testing"))]
+            planted: self.planted,
             translated: RwLock::default(),
             warm: Mutex::default(),
         }));
@@ -320,6 +345,9 @@ impl<DB: Server> ServerDatabase<DB> {
             isolation: Isolation::default(),
             migrate: true,
             behind_pooler: false,
+            steps: Steps::default(),
+            #[cfg(any(test, feature = "testing"))]
+            planted: None,
         }
     }
 
@@ -432,6 +460,15 @@ impl<DB: Server> ServerDatabase<DB> {
         &self.0.floors
     }
 
+    pub(super) fn steps(&self) -> &Steps {
+        &self.0.steps
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn planted(&self) -> Option<super::planted::Planted> {
+        self.0.planted
+    }
+
     /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
     pub(super) fn give_back(&self, connection: PoolConnection<DB>) {
         self.0.warm.lock().push(connection);
@@ -465,6 +502,7 @@ impl<DB: Server> ServerDatabase<DB> {
         let mut session = Within { database: self, connection: &mut connection, failed: None };
         let done = work.run(&mut session).await;
         let failed = session.failed.take();
+        self.0.steps.reach("written");
         match done {
             Ok(()) => DB::Manager::commit(&mut connection).await.map_err(|e| self.failed(&e)),
             Err(error) => {

@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 use super::dialect::Value;
 use super::outbox::{How, Outbox};
+#[cfg(any(test, feature = "testing"))]
+use super::planted::Planted;
 use super::server::{Meaning, Server, ServerDatabase, meaning};
 use super::server_outbox;
 use super::store::{HomeCalls, SqlStore};
@@ -91,8 +93,14 @@ impl<DB: Server> Unit for ServerTx<DB> {
         Box::pin(async move {
             let (lease, database) = (&self.origin.lease, self.database.clone());
             let end = End { shard: self.shard, epoch: self.origin.epoch, left: remaining(lease, &database) };
+            #[cfg(any(test, feature = "testing"))]
+            if database.planted().is_some() {
+                DB::Manager::commit(&mut *self).await.map_err(|e| why(&database, &e))?;
+                self.give_back();
+                return Ok(());
+            }
             let fence = database.one(DB::FENCE);
-            let ended = DB::end(&mut *self, &fence, end).await.map_err(|e| why(&database, &e))?;
+            let ended = DB::end(&mut *self, &fence, end, database.steps()).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
                     database.floors().effect(&self.origin.consumer, &self.event.source, &self.event.id);
@@ -121,10 +129,42 @@ impl<DB: Server> ServerTx<DB> {
         }
     }
 
+    /// Looks at the fence where this one is planted.
+    #[cfg(any(test, feature = "testing"))]
+    async fn plant(&mut self, planted: Planted) -> Result<()> {
+        let database = self.database.clone();
+        if database.planted() != Some(planted) {
+            return Ok(());
+        }
+        let end = End { shard: self.shard, epoch: self.origin.epoch, left: LONGEST };
+        planted.check(&database, &mut *self, end).await
+    }
+
     fn replaced(&self, held: Option<i64>) -> Error {
         let Origin { partition, epoch, .. } = &*self.origin;
         let held = Epoch(held.unwrap_or(0).cast_unsigned());
         Error::from(StoreError::Fenced { partition: partition.clone(), held, ours: *epoch }).uncounted()
+    }
+}
+
+/// Who is told of steps inside a transaction: nobody but tests.
+#[derive(Clone, Default)]
+pub(crate) struct Steps(#[cfg(any(test, feature = "testing"))] Option<Arc<dyn Fn(&'static str) + Send + Sync>>);
+
+impl Steps {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn told_to(told: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(told)))
+    }
+
+    #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "there is nobody to tell"))]
+    pub(crate) fn reach(&self, step: &'static str) {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(told) = &self.0 {
+            told(step);
+        }
+        #[cfg(not(any(test, feature = "testing")))]
+        let _ = step;
     }
 }
 
@@ -198,7 +238,11 @@ impl<DB: Server> Lends for DB {
             let (origin, event) = (Arc::clone(call.origin()), Arc::clone(call.event_arc()));
             let (database, connection) = (database.clone(), Some(connection));
             let mut held = Box::new(ServerTx { database, origin, event, shard, connection });
+            #[cfg(any(test, feature = "testing"))]
+            held.plant(Planted::LockedFirst).await?;
             if enter(&mut held, call).await? {
+                #[cfg(any(test, feature = "testing"))]
+                held.plant(Planted::ReadFirst).await?;
                 return Ok(Some((*held, None)));
             }
             held.roll_back();

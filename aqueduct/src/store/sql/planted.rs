@@ -1,0 +1,33 @@
+//! Fences that are looked at in the wrong order, for the tests that must find them out.
+
+use super::server::{Server, ServerDatabase};
+use super::server_tx::End;
+use crate::error::{Error, Result};
+
+/// A wrong way to fence a handler's transaction. Either way the fence is not looked at again before the commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// It is read after the event was written into the inbox, and not locked.
+    ReadFirst,
+    /// It is locked before anything else.
+    LockedFirst,
+}
+
+impl Planted {
+    pub(super) async fn check<DB: Server>(
+        self,
+        database: &ServerDatabase<DB>,
+        connection: &mut DB::Connection,
+        end: End,
+    ) -> Result<()> {
+        let epoch = database.one(match self {
+            Self::ReadFirst => "select epoch from aq_shards where id = ?",
+            Self::LockedFirst => "select epoch from aq_shards where id = ? /*lock*/",
+        });
+        let found = DB::fetch(connection, &epoch, vec![end.shard.into()]).await?;
+        match found.first().map(|row| row.int(0)).transpose()? {
+            Some(held) if held.cast_unsigned() == end.epoch.0 => Ok(()),
+            _ => Err(Error::msg("another owns the partition")),
+        }
+    }
+}
