@@ -26,6 +26,10 @@ mod process;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;
+#[cfg(unix)]
+mod stopped;
+#[cfg(unix)]
+mod stopped_worker;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;
