@@ -1,28 +1,30 @@
 //! Processes that are stopped for longer than their lease inside a transaction, and resumed: another takes over meanwhile
 //! though the transaction is open, and what the first one commits then is refused.
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::Write as _;
 use std::marker::PhantomData;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use aqueduct::mysql::MySql;
+use aqueduct::postgres::Postgres;
 use aqueduct::sqlite::{SqliteBroker, SqliteFile};
 use aqueduct::{Clock, Event, Publisher};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::json;
+use sqlx::Database as _;
 use tempfile::TempDir;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use crate::fresh::{TestDatabase, tables};
-use crate::stopped_worker::{FENCE, HANDLER, OWN, TASK, TOPIC};
+use crate::process::{LONG, Worker};
+use crate::stopped_worker::{FENCE, HANDLER, OWN, TOPIC};
+use crate::worker::database;
 
-/// Longer than anything here takes, on a busy machine too.
-const LONG: Duration = Duration::from_mins(2);
+/// Another is to take over in this time.
+const TAKE_OVER: Duration = Duration::from_secs(7);
 
-/// Another is to take over within 7 s; a busy machine is given some more. Much less than an attempt may take.
-const TAKE_OVER: Duration = Duration::from_secs(13);
+/// What a machine that is busy with other tests is given beside; together it is much less than an attempt may take.
+const BUSY: Duration = Duration::from_secs(4);
 
 /// A database does not tell of its changes, so it is asked for them.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -35,61 +37,34 @@ const NUMBERS: [std::ops::Range<usize>; 2] = [0..4, 4..6];
 /// The event in whose handler the first process is stopped.
 const HELD: &str = "key 0/0";
 
-/// Another process of this binary. It ends with this value.
-struct Worker {
-    process: Child,
-    output: UnboundedReceiver<String>,
-    said: String,
-}
-
 impl Worker {
     fn tell(&mut self, what: &str) {
-        writeln!(self.process.stdin.as_mut().unwrap(), "{what}").unwrap();
+        writeln!(self.input.as_mut().unwrap(), "{what}").unwrap();
     }
 
-    /// Waits until it has said something, or panics with what it has said instead.
-    async fn wait_for(&mut self, mark: &str) {
-        loop {
-            let Ok(Some(line)) = timeout(LONG, self.output.recv()).await else {
-                panic!("it did not say {mark:?}, but: {}", self.said);
-            };
-            writeln!(self.said, "{line}").unwrap();
-            if line.contains(mark) {
-                return;
-            }
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    /// Has it stand still at its step, the next time that it is there.
+    fn arm(&mut self) {
+        self.tell("arm");
+        self.wait_for("@armed");
     }
 
     /// Stops it, and answers when it stands still.
     fn stop(&self) {
-        self.signal(Signal::STOP);
-        let (_, status) = waitpid(Some(Pid::from_child(&self.process)), WaitOptions::UNTRACED).unwrap().unwrap();
-        assert!(status.stopped(), "{status:?}: {}", self.said);
+        let process = Pid::from_child(&self.process);
+        kill_process(process, Signal::STOP).unwrap();
+        let (_, status) = waitpid(Some(process), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped(), "{status:?}: {}", self.story());
     }
 
-    /// What the library has warned of so far.
-    fn warnings(&mut self) -> String {
-        while let Ok(line) = self.output.try_recv() {
-            writeln!(self.said, "{line}").unwrap();
-        }
-        self.said.lines().filter(|line| line.starts_with("@log")).collect::<Vec<_>>().join("\n")
+    /// It is to leave its step as soon as it runs again.
+    fn resume(&mut self) {
+        self.tell("go on");
+        kill_process(Pid::from_child(&self.process), Signal::CONT).unwrap();
     }
 
-    async fn end_well(&mut self) {
+    fn leave(&mut self) {
         self.tell("end");
-        self.wait_for("@ended").await;
-        assert!(self.process.wait().unwrap().success(), "{}", self.said);
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.end_well();
     }
 }
 
@@ -106,11 +81,11 @@ impl<DB: TestDatabase> Ground<DB> {
     async fn new(planted: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (_, prefix) = tables::<DB>().await;
-        let log = SqliteFile::options(folder.path().join("log.db")).partitions(1).open().await.unwrap();
+        let log = SqliteFile::options(database(folder.path())).partitions(1).open().await.unwrap();
         let broker = SqliteBroker::new(&log);
         broker.declare(TOPIC).await.unwrap();
         let publisher = Publisher::new("till", broker);
-        let serial = if DB::NAME == "MySQL" { "bigint auto_increment" } else { "bigserial" };
+        let serial = if DB::NAME == MySql::NAME { "bigint auto_increment" } else { "bigserial" };
         // No constraint that would hide a second effect.
         let columns = "event varchar(200), lane varchar(200), number bigint, process varchar(200)";
         let table = format!("create table {prefix}effects (at {serial} primary key, {columns})");
@@ -118,25 +93,12 @@ impl<DB: TestDatabase> Ground<DB> {
         Self { folder, prefix, publisher, planted, database: PhantomData }
     }
 
-    async fn worker(&self, name: &str, stands_at: &str) -> Worker {
+    fn worker(&self, name: &str, stands_at: &str) -> Worker {
         let task = json!({
-            "name": name, "stands_at": stands_at, "planted": self.planted, "database": DB::NAME,
-            "prefix": self.prefix, "log": self.folder.path().join("log.db"),
+            "database": DB::NAME, "prefix": self.prefix, "stands_at": stands_at, "planted": self.planted,
         });
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "stopped_worker::process", "--ignored", "--nocapture"])
-            .env(TASK, task.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (tell, output) = unbounded_channel();
-        let stdout = process.stdout.take().unwrap();
-        std::thread::spawn(move || {
-            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
-        });
-        let mut worker = Worker { process, output, said: String::new() };
-        worker.wait_for("@up").await;
+        let mut worker = Worker::start(self.folder.path(), name, task);
+        worker.wait_for("@up");
         worker
     }
 
@@ -157,6 +119,20 @@ impl<DB: TestDatabase> Ground<DB> {
         if timeout(LONG, reached).await.is_err() {
             panic!("there are {} {what} and not {count}", self.count(what).await);
         }
+    }
+
+    /// How many transactions of the first one's handlers are open, with an effect that is not committed.
+    async fn open(&self) -> i64 {
+        let mut connection = DB::connect().await;
+        let sql = if DB::NAME == Postgres::NAME {
+            let of_handler = format!("query like 'insert into {}effects%'", self.prefix);
+            let stands = "state = 'idle in transaction' and state_change < now() - interval '4 seconds'";
+            format!("select count(*) from pg_stat_activity where {stands} and {of_handler}")
+        } else {
+            DB::run(&mut connection, "set session transaction isolation level read uncommitted".into()).await.unwrap();
+            format!("select count(*) from {}effects where process = 'first'", self.prefix)
+        };
+        DB::number(&mut connection, sql).await.unwrap()
     }
 
     /// Publishes these events of every key, in the order of their numbers.
@@ -211,17 +187,16 @@ impl<DB: TestDatabase> Stopped<DB> {
     /// Stops the first process at a step, and waits until the second, which stood by, has taken over.
     async fn at(step: &str, planted: &'static str) -> Self {
         let ground = Ground::<DB>::new(planted).await;
-        let mut first = ground.worker("first", step).await;
+        let mut first = ground.worker("first", step);
         ground.until("shards where epoch > 0", 1).await;
-        let second = ground.worker("second", "").await;
+        let second = ground.worker("second", "");
         ground.until("sessions", 2).await;
-        first.tell("arm");
-        first.wait_for("@armed").await;
+        first.arm();
         let held = step != OWN;
         if held {
             ground.publish_held().await;
         }
-        first.wait_for("@stands at").await;
+        first.wait_for("@stands at");
         first.stop();
         let clock = Clock::system();
         let stopped_at = clock.boot();
@@ -230,9 +205,11 @@ impl<DB: TestDatabase> Stopped<DB> {
         }
         ground.publish(NUMBERS[0].clone()).await;
         let effect = "effects where process = 'second' and lane <> 'key 0'";
-        let taken_over = timeout(TAKE_OVER, ground.until(effect, 1)).await;
+        let taken_over = timeout(TAKE_OVER + BUSY, ground.until(effect, 1)).await;
         let taken_over = taken_over.is_ok().then(|| clock.boot().since(stopped_at));
         println!("{} stopped at {step:?} {planted}: taken over after {taken_over:?}", DB::NAME);
+        // At the other steps the database has ended it with the lease.
+        assert_eq!(ground.open().await, i64::from(step == HANDLER), "transactions of the first that are open");
         Self { ground, first, second, taken_over }
     }
 
@@ -242,8 +219,7 @@ impl<DB: TestDatabase> Stopped<DB> {
         if resumed == Resumed::Late {
             self.ground.until("effects", events).await;
         }
-        self.first.tell("go on");
-        self.first.signal(Signal::CONT);
+        self.first.resume();
         self.ground.until("effects", events).await;
         self.ground.count("effects where process = 'first'").await
     }
@@ -251,20 +227,20 @@ impl<DB: TestDatabase> Stopped<DB> {
     /// The second leaves, and the first is an owner like any other again.
     async fn goes_on(mut self) {
         let all = KEYS * NUMBERS[1].end;
-        self.second.end_well().await;
+        self.second.leave();
         self.ground.publish(NUMBERS[1].clone()).await;
         self.ground.until("effects", all).await;
-        self.first.end_well().await;
+        self.first.leave();
         self.ground.check(all).await;
         assert_eq!(self.ground.count("effects where process = 'first'").await, KEYS * NUMBERS[1].len());
-        println!("the first one warned:\n{}\nthe second one:\n{}", self.first.warnings(), self.second.warnings());
+        println!("the first one said:{}\nthe second one:{}", self.first.story(), self.second.story());
     }
 }
 
 /// The whole of it.
 async fn is_replaced_and_refused<DB: TestDatabase>(step: &str, resumed: Resumed) {
     let mut stopped = Stopped::<DB>::at(step, "").await;
-    assert!(stopped.taken_over.is_some(), "nobody took over: {}", stopped.second.warnings());
+    assert!(stopped.taken_over.is_some(), "nobody took over: {}", stopped.second.story());
     let firsts = stopped.resume(resumed).await;
     assert_eq!(firsts, 0, "what was stopped has committed after another had taken over");
     stopped.goes_on().await;
@@ -285,27 +261,26 @@ async fn inside_a_transaction_of_the_library<DB: TestDatabase>() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn between_the_fence_and_the_commit() {
-    is_replaced_and_refused::<aqueduct::postgres::Postgres>(FENCE, Resumed::Early).await;
+    is_replaced_and_refused::<Postgres>(FENCE, Resumed::Early).await;
 }
 
 /// The fence and the commit are one message there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_between_the_fence_and_the_commit_of_mysql() {
-    let ground = Ground::<aqueduct::mysql::MySql>::new("").await;
-    let mut worker = ground.worker("first", FENCE).await;
-    worker.tell("arm");
-    worker.wait_for("@armed").await;
+    let ground = Ground::<MySql>::new("").await;
+    let mut worker = ground.worker("first", FENCE);
+    worker.arm();
     ground.publish_held().await;
     ground.publish(NUMBERS[0].clone()).await;
     ground.until("effects", KEYS * NUMBERS[0].len()).await;
-    worker.end_well().await;
+    worker.leave();
     assert!(!worker.said.contains("@stands at"), "{}", worker.said);
 }
 
 /// A wrong way to fence: what is stopped commits beside its successor.
 async fn a_fence_that_is_read_first_is_found_out<DB: TestDatabase>() {
     let mut stopped = Stopped::<DB>::at(HANDLER, "read first").await;
-    assert!(stopped.taken_over.is_some(), "nobody took over: {}", stopped.second.warnings());
+    assert!(stopped.taken_over.is_some(), "nobody took over: {}", stopped.second.story());
     assert_eq!(stopped.resume(Resumed::Early).await, 1, "the event that it held");
 }
 

@@ -1,26 +1,19 @@
-//! A process that consumes with transactions and stands still where it is told to: this test binary, started again.
+//! A process that consumes with transactions and stands still where it is told to.
 
-use std::fmt::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use aqueduct::mysql::MySql;
-use aqueduct::postgres::Postgres;
 use aqueduct::sql::{Planted, SqlStore};
 use aqueduct::sqlite::{SqliteBroker, SqliteFile};
-use aqueduct::{Consumer, Error, Event, Result, Router, Tx};
+use aqueduct::{Consumer, Error, Event, Router, Tx};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
-use tracing_subscriber::layer::SubscriberExt;
 
 use crate::fresh::TestDatabase;
-
-/// Has the task.
-pub(crate) const TASK: &str = "AQUEDUCT_STOPPED_WORKER";
+use crate::worker::database;
 
 pub(crate) const TOPIC: &str = "payments";
 
@@ -58,40 +51,7 @@ fn say(text: impl std::fmt::Display) {
     println!("\n@{text}");
 }
 
-#[test]
-#[ignore = "a part of other tests, which run it in a process of its own"]
-fn process() {
-    let Ok(task) = std::env::var(TASK) else { return };
-    let task: Value = serde_json::from_str(&task).unwrap();
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Warnings)).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
-    match task["database"].as_str() {
-        Some("PostgreSQL") => runtime.block_on(consume::<Postgres>(task)),
-        Some("MySQL") => runtime.block_on(consume::<MySql>(task)),
-        other => panic!("no database {other:?}"),
-    }
-}
-
-/// Hands warnings of the library to the test.
-struct Warnings;
-
-impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
-    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Text(String);
-        impl tracing::field::Visit for Text {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                let _ = write!(self.0, " {field}={value:?}");
-            }
-        }
-        if *event.metadata().level() <= tracing::Level::WARN {
-            let mut text = Text(String::new());
-            event.record(&mut text);
-            say(format_args!("log{}", text.0));
-        }
-    }
-}
-
-/// Does what the test says line by line. Its end is the process's, whatever that stands at.
+/// Does what the test says line by line. The end of the test is the process's, whatever that stands at.
 fn listen(stand: Arc<Stand>, go_on: std::sync::mpsc::Sender<()>, end: Arc<Notify>) {
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(std::result::Result::ok) {
@@ -108,7 +68,7 @@ fn listen(stand: Arc<Stand>, go_on: std::sync::mpsc::Sender<()>, end: Arc<Notify
     });
 }
 
-async fn consume<DB: TestDatabase>(task: Value) {
+pub(crate) async fn consume<DB: TestDatabase>(task: Value) {
     let text = |name: &str| task[name].as_str().unwrap_or_default().to_owned();
     let (go, go_on) = channel();
     let stand = Stand { step: text("stands_at"), armed: AtomicBool::default(), go_on: Mutex::new(go_on) };
@@ -121,10 +81,10 @@ async fn consume<DB: TestDatabase>(task: Value) {
         Some("locked first") => options.planted(Planted::LockedFirst),
         _ => options,
     };
-    let database = options.connect().await.unwrap();
-    let log = SqliteFile::open(PathBuf::from(text("log"))).await.unwrap();
-    let broker = SqliteBroker::new(&log).lease_in(&database);
-    let (prefix, name) = (text("prefix"), text("name"));
+    let home = options.connect().await.unwrap();
+    let log = SqliteFile::open(database(text("folder").as_ref())).await.unwrap();
+    let broker = SqliteBroker::new(&log).lease_in(&home);
+    let (prefix, name) = (text("prefix"), text("process"));
     let handler = move |event: Event, mut tx: Tx<DB>| {
         let (prefix, name, stand) = (prefix.clone(), name.clone(), stand.clone());
         async move {
@@ -139,10 +99,6 @@ async fn consume<DB: TestDatabase>(task: Value) {
     };
     say("up");
     let app = Router::new().on("payment.made", handler).timeout(ATTEMPT);
-    let consumer = Consumer::new("accounts", broker).topics([TOPIC]).store(SqlStore::new(&database));
-    let served: Result<()> =
-        consumer.serve(app).with_graceful_shutdown(async move { end.notified().await }).await.map_err(Error::from);
-    served.unwrap();
-    say("ended");
-    std::process::exit(0);
+    let consumer = Consumer::new("accounts", broker).topics([TOPIC]).store(SqlStore::new(&home));
+    consumer.serve(app).with_graceful_shutdown(async move { end.notified().await }).await.unwrap();
 }

@@ -541,10 +541,10 @@ impl<DB: Server> ServerDatabase<DB> {
         let connection = open.get()?;
         let mut session = Within { database: self, connection, failed: None };
         let done = work.run(&mut session).await;
-        self.0.steps.reach("written");
         let failed = session.failed.take();
         let (ended, done) = match done {
             Ok(()) => {
+                self.0.steps.reach("written");
                 let committed = DB::Manager::commit(connection).await;
                 (committed.is_ok(), committed.map_err(|e| self.failed(&e)))
             }
