@@ -116,9 +116,8 @@ impl<DB: TestDatabase> Ground<DB> {
                 look.tick().await;
             }
         };
-        if timeout(LONG, reached).await.is_err() {
-            panic!("there are {} {what} and not {count}", self.count(what).await);
-        }
+        let reached = timeout(LONG, reached).await.is_ok();
+        assert!(reached, "there are {} {what} and not {count}", self.count(what).await);
     }
 
     /// How many transactions of the first one's handlers are open, with an effect that is not committed.
