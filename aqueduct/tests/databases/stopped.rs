@@ -23,7 +23,8 @@ use crate::worker::database;
 /// Another is to take over in this time.
 const TAKE_OVER: Duration = Duration::from_secs(7);
 
-/// What a machine that is busy with other tests is given beside; together it is much less than an attempt may take.
+/// What is given beside to a machine that is busy with other tests, and to a last beat that the second did not see at once;
+/// together it is much less than an attempt may take.
 const BUSY: Duration = Duration::from_secs(4);
 
 /// A database does not tell of its changes, so it is asked for them.
