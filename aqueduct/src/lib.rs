@@ -115,6 +115,9 @@ pub mod sqlite {
 /// What the SQL databases have in common (features `sqlite`, `postgres` and `mysql`).
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub mod sql {
+    #[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
+    #[doc(hidden)]
+    pub use crate::store::sql::Planted;
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub use crate::store::sql::{Forget, InboxStatus, Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
     pub use crate::store::sql::{Home, Migrated, ShardStatus, SqlStore, TxDatabase};

@@ -34,6 +34,10 @@ mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;
 mod service;
+#[cfg(unix)]
+mod stopped;
+#[cfg(unix)]
+mod stopped_worker;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;

@@ -27,6 +27,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use crate::bank::{ACCOUNTS, Bank};
 use crate::history::History;
 use crate::points::{Points, SteppedBroker, SteppedStore};
+use crate::stopped_worker;
 
 /// Names the file with the task.
 pub(crate) const TASK: &str = "AQUEDUCT_DATABASES_WORKER";
@@ -95,7 +96,10 @@ fn process() {
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Warnings)).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
+        let stands = task.0["stands_at"].is_string();
         match task.text("database") {
+            Postgres::NAME if stands => stopped_worker::consume::<Postgres>(task.0).await,
+            MySql::NAME if stands => stopped_worker::consume::<MySql>(task.0).await,
             Postgres::NAME => consume::<Postgres>(task).await,
             MySql::NAME => consume::<MySql>(task).await,
             Sqlite::NAME => consume::<Sqlite>(task).await,

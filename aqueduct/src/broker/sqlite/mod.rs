@@ -105,12 +105,12 @@ impl SqliteBroker {
         Self(Arc::new(Shared { file, waits, leases, appends, retention, children }))
     }
 
-    /// Lets a consumer have its one instance by a lease in this file in place of its lock, for tests of processes that are
-    /// stopped and resumed: a lock would never let go of them. Joining waits for the lease.
+    /// Lets a consumer have its one instance by a lease in this database in place of its lock, for tests of processes that
+    /// are stopped and resumed: a lock would never let go of them. Joining waits for the lease.
     #[cfg(any(test, feature = "testing"))]
     #[doc(hidden)]
-    pub fn lease_in(self, file: &SqliteFile) -> Self {
-        let leases = crate::store::sql::SqlLeases::new(Arc::new(file.clone()));
+    pub fn lease_in<H: crate::store::sql::Home>(self, home: &H) -> Self {
+        let leases = crate::store::sql::SqlLeases::new(Arc::new(home.clone()));
         Self::with(self.0.file.clone(), self.0.waits, Some(Arc::new(leases)))
     }
 

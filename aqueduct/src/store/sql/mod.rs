@@ -25,6 +25,8 @@ mod outbox;
 mod outgoing;
 #[cfg(feature = "sqlite")]
 mod place;
+#[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
+mod planted;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod relay;
@@ -68,6 +70,8 @@ pub(crate) use lease::SqlLeases;
 #[cfg(feature = "mysql")]
 pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
 pub use outbox::Outbox;
+#[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
+pub use planted::Planted;
 #[cfg(feature = "postgres")]
 pub use postgres::{PgDatabase, PgOptions, PgStore};
 pub use schema::Migrated;

@@ -256,10 +256,18 @@ impl<DB: Server> ServerOptions<DB> {
         self
     }
 
-    /// Is told of each step inside a handler's transaction that no port shows, so that a test can end its process there.
+    /// Is told of each step inside a transaction that no port shows, so that a test can end or stop its process there.
     #[cfg(any(test, feature = "testing"))]
     pub fn steps(mut self, told: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
-        self.steps = Steps::told_to(told);
+        self.steps.told_to(told);
+        self
+    }
+
+    /// Fences handlers' transactions in a wrong way, for the test that is to find it.
+    #[cfg(any(test, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn planted(mut self, planted: super::planted::Planted) -> Self {
+        self.steps.planted = Some(planted);
         self
     }
 

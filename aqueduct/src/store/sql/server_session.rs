@@ -47,7 +47,10 @@ impl<DB: Server> ServerDatabase<DB> {
         let done = work.run(&mut session).await;
         let failed = session.failed.take();
         match done {
-            Ok(()) => DB::Manager::commit(connection).await.map_err(|e| self.failed(&e)),
+            Ok(()) => {
+                self.steps().reach("written");
+                DB::Manager::commit(connection).await.map_err(|e| self.failed(&e))
+            }
             Err(error) => {
                 let broken = DB::Manager::rollback(connection).await.is_err();
                 let again = failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_)));

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 use super::dialect::Value;
 use super::outbox::{How, Outbox};
+#[cfg(any(test, feature = "testing"))]
+use super::planted::Planted;
 use super::server::{Server, ServerDatabase};
 use super::server_errors::{Meaning, explain_handlers, meaning};
 use super::server_outbox;
@@ -95,6 +97,10 @@ impl<DB: Server> Unit for ServerTx<DB> {
         Box::pin(async move {
             let (lease, database) = (&self.origin.lease, self.database.clone());
             let end = End { shard: self.shard, epoch: self.origin.epoch, left: remaining(lease, &database) };
+            #[cfg(any(test, feature = "testing"))]
+            if database.steps().planted.is_some() {
+                return DB::Manager::commit(&mut *self).await.map_err(|e| why(&database, &e));
+            }
             let fence = database.one(DB::FENCE);
             let ended = DB::end(&mut *self, &fence, end, database.steps()).await.map_err(|e| why(&database, &e))?;
             match ended {
@@ -139,6 +145,17 @@ impl<DB: Server> ServerTx<DB> {
         }
     }
 
+    /// Looks at the fence here and not before the commit, if the test is about that.
+    #[cfg(any(test, feature = "testing"))]
+    async fn plant(&mut self, planted: Planted) -> Result<()> {
+        let (database, shard, epoch) = (self.database.clone(), self.shard, self.origin.epoch);
+        if database.steps().planted == Some(planted) {
+            planted.check(&database, self, shard, epoch).await
+        } else {
+            Ok(())
+        }
+    }
+
     fn replaced(&self, held: Option<i64>) -> Error {
         let Origin { partition, epoch, .. } = &*self.origin;
         let held = Epoch(held.unwrap_or(0).cast_unsigned());
@@ -146,20 +163,25 @@ impl<DB: Server> ServerTx<DB> {
     }
 }
 
-/// Who is told of steps inside a transaction: nobody but tests.
+/// Who is told of steps inside a transaction, and a wrong fence: tests alone have either.
 #[derive(Clone, Default)]
-pub(crate) struct Steps(#[cfg(any(test, feature = "testing"))] Option<Arc<dyn Fn(&'static str) + Send + Sync>>);
+pub(crate) struct Steps {
+    #[cfg(any(test, feature = "testing"))]
+    told: Option<Arc<dyn Fn(&'static str) + Send + Sync>>,
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) planted: Option<Planted>,
+}
 
 impl Steps {
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn told_to(told: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(told)))
+    pub(crate) fn told_to(&mut self, told: impl Fn(&'static str) + Send + Sync + 'static) {
+        self.told = Some(Arc::new(told));
     }
 
     #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "there is nobody to tell"))]
     pub(crate) fn reach(&self, step: &'static str) {
         #[cfg(any(test, feature = "testing"))]
-        if let Some(told) = &self.0 {
+        if let Some(told) = &self.told {
             told(step);
         }
         #[cfg(not(any(test, feature = "testing")))]
@@ -244,7 +266,11 @@ impl<DB: Server> Lends for DB {
                 held.roll_back();
                 return Err(Error::from(error).uncounted());
             }
+            #[cfg(any(test, feature = "testing"))]
+            held.plant(Planted::LockedFirst).await?;
             if enter(&mut held, call).await? {
+                #[cfg(any(test, feature = "testing"))]
+                held.plant(Planted::ReadFirst).await?;
                 return Ok(Some((*held, None)));
             }
             // Perhaps by a commit whose answer was lost.
