@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use crate::source::{Finding, Source};
 
 /// More than its budget, with a sentence in ARCHITECTURE.md that says why: area and lines.
-const EXCEEDED: [(&str, usize); 4] =
-    [("broker/sqlite", 2_370), ("engine", 3_600), ("store/sql", 6_000), ("format/cloudevents", 450)];
+const EXCEEDED: [(&str, usize); 3] = [("broker/sqlite", 2_410), ("engine", 3_650), ("format/cloudevents", 450)];
 
 /// The area that a file counts for and its budget; none for the test kit, which is tests.
 fn area(source: &Source) -> Option<(String, usize)> {
@@ -18,6 +17,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
         | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_800)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
+        ["store", "sql", "server", ..] => Some(("the servers' databases".into(), 2_300)),
         ["store", "sql", ..] => Some(("store/sql".into(), 4_000)),
         ["format", name, ..] if name != "object" => Some((format!("format/{name}"), 400)),
         _ => Some(("the rest of the library".into(), 5_000)),
@@ -59,7 +59,7 @@ mod lints {
         };
         assert_eq!(at("format/json.rs", 400), [""; 0]);
         assert_eq!(at("format/json.rs", 401), ["format/json"]);
-        assert_eq!(at("engine/lanes.rs", 3_600), ["engine"]);
+        assert_eq!(at("engine/lanes.rs", 3_650), ["engine"]);
         assert_eq!(at("broker/memory/log.rs", 2_001), ["broker/memory"]);
         assert_eq!(at("router.rs", 5_001), ["the rest of the library"]);
         assert_eq!(at("testing/sim/mod.rs", 9_000), [""; 0]);

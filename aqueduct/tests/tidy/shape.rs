@@ -8,7 +8,7 @@ use crate::source::{Finding, Source, block_end, block_start, identifier, line_of
 const FILE_LINES_MAX: usize = 800;
 /// Lines of code of a function; aim at 30.
 const FUNCTION_LINES_MAX: usize = 70;
-const FOLDERS_MAX: usize = 2;
+const FOLDERS_MAX: usize = 3;
 const NAMES: [&str; 6] = ["common", "helper", "helpers", "misc", "util", "utils"];
 
 pub(crate) fn check(sources: &[Source]) -> Vec<Finding> {
@@ -115,7 +115,7 @@ mod lints {
 
     #[test]
     fn deep_and_lonely_folders_are_found() {
-        assert_eq!(check(&planted(&[("a/b/c/d.rs", ""), ("a/b/c/e.rs", "")])).len(), 2);
+        assert_eq!(check(&planted(&[("a/b/c/d/e.rs", ""), ("a/b/c/d/f.rs", "")])).len(), 2);
         assert_eq!(check(&planted(&[("a/mod.rs", ""), ("a/b/c.rs", "")])).len(), 1);
         assert_eq!(check(&planted(&[("a/b.rs", ""), ("a/mod.rs", "")])).len(), 0);
     }

@@ -18,37 +18,17 @@ mod lease;
 #[cfg(feature = "sqlite")]
 pub(crate) mod log;
 mod lookup;
-#[cfg(feature = "mysql")]
-mod mysql;
 mod ops;
 mod outbox;
 mod outgoing;
 #[cfg(feature = "sqlite")]
 mod place;
-#[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
-mod planted;
-#[cfg(feature = "postgres")]
-mod postgres;
 mod relay;
 mod relay_status;
 mod rows;
 mod schema;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod server_errors;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod server_floors;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod server_inbox;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod server_outbox;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod server_pool;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod server_session;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod server_tx;
 mod shards;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
@@ -67,20 +47,16 @@ pub(crate) mod writer;
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use lease::SqlLeases;
-#[cfg(feature = "mysql")]
-pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
 pub use outbox::Outbox;
-#[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
-pub use planted::Planted;
-#[cfg(feature = "postgres")]
-pub use postgres::{PgDatabase, PgOptions, PgStore};
 pub use schema::Migrated;
+#[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
+pub use server::Planted;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-pub use server::{Isolation, Server, ServerDatabase, ServerOptions};
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-pub use server_inbox::{Forget, InboxStatus};
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-pub use server_tx::ServerTx;
+pub use server::{Forget, InboxStatus, Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
+#[cfg(feature = "mysql")]
+pub use server::{MySqlDatabase, MySqlOptions, MySqlStore};
+#[cfg(feature = "postgres")]
+pub use server::{PgDatabase, PgOptions, PgStore};
 pub use shards::ShardStatus;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteFile, SqliteOptions, SqliteStore};

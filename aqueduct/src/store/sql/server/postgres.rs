@@ -9,13 +9,13 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgTransactionManager, Pos
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
 use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{Kind, SqlRow, Value};
-use super::server::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
-use super::server_errors::Meaning;
-use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits, Steps};
-use super::store::SqlStore;
+use super::errors::Meaning;
+use super::outbox::Written;
+use super::tx::{End, Ended, Limits, Steps};
+use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
+use crate::store::sql::dialect::{Kind, SqlRow, Value};
+use crate::store::sql::store::SqlStore;
 use crate::topic::Text;
 
 /// A PostgreSQL database, 13 or later.
@@ -41,8 +41,10 @@ impl Calls for Postgres {
 
     const URL: &'static str = "postgres://user:password@host:5432/database";
 
-    const MIGRATIONS: [&'static str; 2] =
-        [include_str!("../../../migrations/postgres/0001.sql"), include_str!("../../../migrations/postgres/0002.sql")];
+    const MIGRATIONS: [&'static str; 2] = [
+        include_str!("../../../../migrations/postgres/0001.sql"),
+        include_str!("../../../../migrations/postgres/0002.sql"),
+    ];
 
     // A process that is stopped inside holds what others wait for, such as its session, no longer than a lease lasts.
     const BEGIN: &'static str =

@@ -14,13 +14,13 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::dialect::{Session, Value};
-use super::ops::{fence, fenced, one};
-use super::rows;
-use super::server::{Server, ServerDatabase, Statement, named};
-use super::store::{HomeCalls, SqlStore, Step};
+use super::{Server, ServerDatabase, Statement, named};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::sql::dialect::{Session, Value};
+use crate::store::sql::ops::{fence, fenced, one};
+use crate::store::sql::rows;
+use crate::store::sql::store::{HomeCalls, SqlStore, Step};
 use crate::store::{Applied, Claim, Op, Standing};
 use crate::topic::{Epoch, Partition, Place, Position, Text, Topic};
 

@@ -11,9 +11,9 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::server::{OptionsOf, Server};
-use super::server_errors::{Meaning, broken, explain, meaning};
-use super::server_floors::Floors;
+use super::errors::{Meaning, broken, explain, meaning};
+use super::floors::Floors;
+use super::{OptionsOf, Server};
 use crate::error::StoreError;
 
 /// Connections of the store, the relay and the leases.

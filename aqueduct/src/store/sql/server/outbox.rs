@@ -1,12 +1,12 @@
 //! Writing events into a server's outbox table inside a transaction.
 
-use super::outbox::How;
-use super::outgoing;
-use super::server::{Server, ServerDatabase};
-use super::store::HomeCalls;
+use super::{Server, ServerDatabase};
 use crate::broker::Receipt;
 use crate::error::Result;
 use crate::event::Event;
+use crate::store::sql::outbox::How;
+use crate::store::sql::outgoing;
+use crate::store::sql::store::HomeCalls;
 use crate::topic::{Text, Topic};
 
 /// A row of the outbox as it is written: topic, key, id, type, source, and the event whole.

@@ -12,22 +12,22 @@ use std::time::Duration;
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
-use super::dialect::Value;
-use super::outbox::{How, Outbox};
+use super::errors::{Meaning, explain_handlers, meaning};
+use super::outbox;
 #[cfg(any(test, feature = "testing"))]
 use super::planted::Planted;
-use super::server::{Server, ServerDatabase};
-use super::server_errors::{Meaning, explain_handlers, meaning};
-use super::server_outbox;
-use super::server_pool::Numbered;
-use super::store::{HomeCalls, SqlStore};
-use super::tx::{Begun, Lends, TxDatabase};
+use super::pool::Numbered;
+use super::{Server, ServerDatabase};
 use crate::broker::Receipt;
 use crate::call::{Call, Origin};
 use crate::clock::Lease;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
+use crate::store::sql::dialect::Value;
+use crate::store::sql::outbox::{How, Outbox};
+use crate::store::sql::store::{HomeCalls, SqlStore};
+use crate::store::sql::tx::{Begun, Lends, TxDatabase};
 use crate::topic::{Epoch, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
@@ -293,7 +293,7 @@ impl<DB: Server> Lends for DB {
         transaction: &'a mut DB::Connection,
         events: Vec<(Topic, Event)>,
     ) -> BoxFuture<'a, Result<Vec<Option<Receipt>>>> {
-        Box::pin(server_outbox::write(home, how, transaction, events))
+        Box::pin(outbox::write(home, how, transaction, events))
     }
 }
 

@@ -1,6 +1,20 @@
 //! A database server: its pool, its transactions, its migrations. What PostgreSQL and MySQL do differently is in their own
 //! files, behind [`Server`].
 
+mod errors;
+mod floors;
+mod inbox;
+#[cfg(feature = "mysql")]
+mod mysql;
+mod outbox;
+#[cfg(any(test, feature = "testing"))]
+mod planted;
+mod pool;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod session;
+mod tx;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,12 +27,6 @@ use sqlx_core::transaction::TransactionManager;
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
 use super::schema::Migrated;
-use super::server_errors::{Meaning, explain, meaning};
-use super::server_floors::Floors;
-use super::server_inbox::{RETENTION, keep_house};
-use super::server_outbox::Written;
-use super::server_pool::{Numbered, Pools};
-use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::{Home, HomeCalls, SqlStore};
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -26,6 +34,21 @@ use crate::outcome::BoxFuture;
 use crate::store::outbox::Hint;
 use crate::store::{Applied, Claim, Op, Standing};
 use crate::topic::{Partition, Position, Text};
+use errors::{Meaning, explain, meaning};
+use floors::Floors;
+use inbox::{RETENTION, keep_house};
+use outbox::Written;
+use pool::{Numbered, Pools};
+use tx::{End, Ended, Limits, Steps};
+
+pub use inbox::{Forget, InboxStatus};
+#[cfg(feature = "mysql")]
+pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
+#[cfg(any(test, feature = "testing"))]
+pub use planted::Planted;
+#[cfg(feature = "postgres")]
+pub use postgres::{PgDatabase, PgOptions, PgStore};
+pub use tx::ServerTx;
 
 /// Connections of handlers, unless told otherwise.
 const HANDLER_CONNECTIONS: u32 = 16;
@@ -266,7 +289,7 @@ impl<DB: Server> ServerOptions<DB> {
     /// Fences handlers' transactions in a wrong way, for the test that is to find it.
     #[cfg(any(test, feature = "testing"))]
     #[doc(hidden)]
-    pub fn planted(mut self, planted: super::planted::Planted) -> Self {
+    pub fn planted(mut self, planted: self::planted::Planted) -> Self {
         self.steps.planted = Some(planted);
         self
     }
@@ -419,7 +442,7 @@ impl<DB: Server> ServerDatabase<DB> {
 
     /// A connection with the transaction of an attempt begun on it. An attempt that ends while it waits for the database would
     /// count.
-    pub(super) async fn begin_attempt(&self, limits: Limits) -> Result<Numbered<DB>, StoreError> {
+    async fn begin_attempt(&self, limits: Limits) -> Result<Numbered<DB>, StoreError> {
         self.pools().begin_attempt(&DB::begin_attempt(self.0.isolation, limits), limits.lock).await
     }
 
@@ -447,11 +470,11 @@ impl<DB: Server> ServerDatabase<DB> {
         }
     }
 
-    pub(super) fn pools(&self) -> &Pools<DB> {
+    fn pools(&self) -> &Pools<DB> {
         &self.0.pools
     }
 
-    pub(super) fn floors(&self) -> &Floors {
+    fn floors(&self) -> &Floors {
         &self.0.floors
     }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{Session, SqlRow, Value, Work};
-use super::server::{Server, ServerDatabase};
-use super::server_errors::{Meaning, broken, meaning};
+use super::errors::{Meaning, broken, meaning};
+use super::{Server, ServerDatabase};
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::sql::dialect::{Session, SqlRow, Value, Work};
 
 /// How long they wait for answers: a server that is cut off says nothing, for a quarter of an hour.
 const ANSWERED: Duration = Duration::from_secs(30);

@@ -1,6 +1,6 @@
 //! Fences that are looked at in the wrong order, for the tests that must find them.
 
-use super::server::{Server, ServerDatabase};
+use super::{Server, ServerDatabase};
 use crate::error::{Error, Result};
 use crate::topic::Epoch;
 

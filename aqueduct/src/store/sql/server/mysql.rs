@@ -10,13 +10,13 @@ use sqlx::mysql::{MySql, MySqlArguments, MySqlConnection, MySqlDatabaseError, My
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
 use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{Kind, SqlRow, Value};
-use super::server::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
-use super::server_errors::Meaning;
-use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits, Steps};
-use super::store::SqlStore;
+use super::errors::Meaning;
+use super::outbox::Written;
+use super::tx::{End, Ended, Limits, Steps};
+use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
+use crate::store::sql::dialect::{Kind, SqlRow, Value};
+use crate::store::sql::store::SqlStore;
 use crate::topic::Text;
 
 /// A MySQL (8.0.16 or later) or MariaDB (10.5 or later) database.
@@ -51,7 +51,7 @@ impl Calls for MySql {
     const URL: &'static str = "mysql://user:password@host:3306/database";
 
     const MIGRATIONS: [&'static str; 2] =
-        [include_str!("../../../migrations/mysql/0001.sql"), include_str!("../../../migrations/mysql/0002.sql")];
+        [include_str!("../../../../migrations/mysql/0001.sql"), include_str!("../../../../migrations/mysql/0002.sql")];
 
     // A process that is stopped inside holds what others wait for, such as its session, no longer than a lease lasts; MySQL
     // itself has no such limit.

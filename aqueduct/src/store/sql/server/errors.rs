@@ -1,7 +1,7 @@
 //! What the errors of a server's database mean, and what is said of them.
 
-use super::server::Server;
-use super::server_pool::PATIENCE;
+use super::Server;
+use super::pool::PATIENCE;
 use crate::error::{Error, StoreError};
 
 /// What an error of a database means, and what to do.

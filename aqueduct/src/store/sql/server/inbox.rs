@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::dialect::Session;
-use super::ops::one;
-use super::server::{Server, ServerDatabase, Unowned};
-use super::store::{HomeCalls, SqlStore, Step};
+use super::{Server, ServerDatabase, Unowned};
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::outcome::BoxFuture;
+use crate::store::sql::dialect::Session;
+use crate::store::sql::ops::one;
+use crate::store::sql::store::{HomeCalls, SqlStore, Step};
 use crate::topic::{Text, Topic};
 
 /// More effects are not counted one by one.
