@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    completions, config, consume, demo, doctor, forget, init, man, migrate, outbox, publish, purge, relay, rows,
-    status, tail,
+    completions, config, consume, demo, doctor, forget, inbox, init, man, migrate, outbox, publish, purge, relay,
+    rewind, rows, status, tail,
 };
 use crate::output::Output;
 
@@ -69,8 +69,10 @@ pub(crate) enum Command {
     Tail(tail::Tail),
     Purge(purge::Purge),
     Forget(forget::Forget),
+    Rewind(rewind::Rewind),
     Relay(relay::Relaying),
     Outbox(outbox::Outbox),
+    Inbox(inbox::Inbox),
     Migrate(migrate::Migrate),
     Doctor(doctor::Doctor),
     Demo(demo::Demo),

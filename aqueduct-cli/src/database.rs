@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use aqueduct::mysql::{MySql, MySqlDatabase, MySqlStore};
 use aqueduct::postgres::{PgDatabase, PgStore, Postgres};
-use aqueduct::sql::{Migrated, Server, ServerDatabase, ServerOptions, ShardStatus};
+use aqueduct::sql::{Forget, InboxStatus, Migrated, Server, ServerDatabase, ServerOptions, ShardStatus};
 use aqueduct::sqlite::{SqliteFile, SqliteStore};
 use aqueduct::store::{Command, CommandId, CommandState, Listed, Store};
 use aqueduct::{Consumer, OutboxTable, StoreError};
@@ -177,6 +177,24 @@ impl AnyStore {
 
     pub(crate) async fn shards(&self) -> Result<Vec<ShardStatus>, StoreError> {
         with!(self, store => store.shards().await)
+    }
+
+    /// What the inbox holds; none of a file, whose inbox goes with its log.
+    pub(crate) async fn inbox_status(&self) -> Option<Result<InboxStatus, StoreError>> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(store) => Some(store.inbox_status().await),
+            Self::MySql(store) => Some(store.inbox_status().await),
+        }
+    }
+
+    /// Forgets where a group stands in a topic; none of a file.
+    pub(crate) async fn inbox_forget(&self, group: &str, topic: &str, what: Forget) -> Option<Result<(), StoreError>> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(store) => Some(store.inbox_forget(group, topic, what).await),
+            Self::MySql(store) => Some(store.inbox_forget(group, topic, what).await),
+        }
     }
 
     pub(crate) async fn command_all(

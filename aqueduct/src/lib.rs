@@ -147,7 +147,7 @@ pub use bytes::Bytes;
 pub use call::{Attempt, Call, Extensions, Loan, Origin, Scope};
 pub use clock::{Boot, Clock, Timestamp, TimestampError};
 pub use engine::{Consumer, Health, Serve, ServeError, serve_all};
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub use engine::{Relay, RelayServe};
 pub use error::{BoxError, BrokerError, Error, Fault, FaultExt, Result, StoreError, WiringError};
 pub use event::Event;

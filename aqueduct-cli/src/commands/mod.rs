@@ -6,6 +6,7 @@ pub(crate) mod consume;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod forget;
+pub(crate) mod inbox;
 pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod migrate;
@@ -13,6 +14,7 @@ pub(crate) mod outbox;
 pub(crate) mod publish;
 pub(crate) mod purge;
 pub(crate) mod relay;
+pub(crate) mod rewind;
 pub(crate) mod rows;
 pub(crate) mod status;
 pub(crate) mod tail;
@@ -34,8 +36,10 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Tail(tail) => tail.run(&global).await,
         Command::Purge(purge) => purge.run(&global).await,
         Command::Forget(forget) => forget.run(&global).await,
+        Command::Rewind(rewind) => rewind.run(&global).await,
         Command::Relay(relay) => relay.run(&global, of("relay", matches)).await,
         Command::Outbox(outbox) => outbox.run(&global).await,
+        Command::Inbox(inbox) => inbox.run(&global).await,
         Command::Migrate(migrate) => migrate.run(&global).await,
         Command::Doctor(doctor) => doctor.run(&global).await,
         Command::Demo(demo) => demo.run(&global).await,

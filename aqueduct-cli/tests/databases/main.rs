@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod fresh;
+mod inbox;
 mod outbox;
 mod rows;
 mod tables;

@@ -152,6 +152,9 @@ impl Pair {
 /// The number behind a word.
 fn named(line: &str, word: &str) -> i64 {
     let rest = line.split_once(word).unwrap_or_else(|| panic!("no {word:?}: {line}")).1;
+    if rest.starts_with("none") {
+        return -1;
+    }
     rest.split(|c: char| c != '-' && !c.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 

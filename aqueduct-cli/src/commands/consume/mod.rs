@@ -6,6 +6,7 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 
 use aqueduct::format::CloudEvents;
+use aqueduct::sqlite::SqliteBroker;
 use aqueduct::{Consumer, Health, Publisher, Router};
 use clap::{ArgMatches, Args};
 use tokio::sync::oneshot;
@@ -82,6 +83,7 @@ impl Consume {
         let stop = Stop::on_signals()?;
         let opened = self.open(&settings).await?;
         let records = Records { broker: opened.broker.clone(), group: self.group.clone() };
+        let broker = opened.broker.clone();
         let (handler, unwritten) = self.handler(consume, records)?;
         let results = consume.publish_results.as_deref();
         let results =
@@ -91,7 +93,8 @@ impl Consume {
         let serve = self.consumer(consume, opened).serve(router);
         let health = serve.health();
         let systemd = Systemd(self.sd_notify);
-        let graceful = until_stop(stop.clone(), Arc::clone(&activity), self.exit_when_idle, health.clone());
+        let idle = idle(self.exit_when_idle, broker, self.group.clone(), Arc::clone(&activity), health.clone());
+        let graceful = until_stop(stop.clone(), Arc::clone(&activity), idle);
         let graceful = async move {
             graceful.await;
             systemd.stopping();
@@ -219,14 +222,29 @@ fn router(handler: Arc<dyn Handle>, results: Option<Results>, activity: Arc<Acti
     })
 }
 
-/// Resolves at a signal, when enough events are done, or when there is nothing to do.
-async fn until_stop(stop: Stop, activity: Arc<Activity>, idle: Option<Span>, health: Health) {
-    let idle = async {
-        match idle {
-            Some(Span(idle)) => activity.idle(idle, || health.is_ready()).await,
-            None => std::future::pending().await,
-        }
+/// Resolves when nothing has run for so long and everything is settled; or for ten times as long, since what another instance
+/// holds, or an operator must mend, is not waited for.
+async fn idle(quiet: Option<Span>, broker: SqliteBroker, group: String, activity: Arc<Activity>, health: Health) {
+    let Some(Span(quiet)) = quiet else { return std::future::pending().await };
+    let is_done = async || {
+        let status = broker.status().await.ok();
+        let group = status.as_ref().and_then(|s| s.consumers.iter().find(|c| c.consumer == group.as_str()));
+        group.is_none_or(|group| group.lag() == 0)
     };
+    let mut tries = 0;
+    while tries < 10 {
+        activity.idle(quiet, || health.is_ready()).await;
+        let done = activity.count_done();
+        if is_done().await {
+            return;
+        }
+        tokio::time::sleep(quiet).await;
+        tries = if activity.count_done() == done { tries + 1 } else { 0 };
+    }
+}
+
+/// Resolves at a signal, when enough events are done, or when there is nothing to do.
+async fn until_stop(stop: Stop, activity: Arc<Activity>, idle: impl Future<Output = ()>) {
     tokio::select! {
         biased;
         () = stop.graceful() => note("stopping; a second signal stops at once"),

@@ -516,6 +516,11 @@ fn sql(floor: Option<Position>) -> i64 {
     floor.map_or(-1, |floor| i64::try_from(floor.0).unwrap_or(i64::MAX))
 }
 
+/// A floor as the program has it.
+fn shown(floor: Option<Position>) -> String {
+    floor.map_or("none".to_owned(), |floor| floor.0.to_string())
+}
+
 struct Resume {
     claim: Claim,
     at: Standing,
@@ -551,11 +556,11 @@ fn compare(claim: &Claim, at: &Standing, known: &Text, floor: Option<Position>) 
     if let Some(stream) = at.stream.as_ref().filter(|stream| !known.is_empty() && *stream != known) {
         return Err(format!(
             "{partition} is another stream ({stream}) than the one that {consumer} has settled up to {} ({known}): it was made anew, and its positions begin anew. If that is meant, {forget} and go on: its events count as new",
-            sql(floor)
+            shown(floor)
         ));
     }
     if at.floor > floor {
-        let (broker, database) = (sql(at.floor), sql(floor));
+        let (broker, database) = (shown(at.floor), shown(floor));
         return Err(format!(
             "{partition} is settled up to {broker} at the broker and up to {database} in the database, which has lost its end: a standby that lagged has taken over, or a backup was restored. `aqueduct rewind --group {consumer} --topic {} --partition {} --to {database}` reads again from the database's floor; {forget} takes the loss as it is",
             partition.topic, partition.index

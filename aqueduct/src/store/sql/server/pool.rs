@@ -208,7 +208,9 @@ impl<DB: Server> Pools<DB> {
                     ) => {
                         format!("{what} ({error})")
                     }
-                    _ => format!("the database cannot be reached ({error})"),
+                    _ => format!(
+                        "the database cannot be reached: is the database up, and is this its address? ({error})"
+                    ),
                 },
                 Err(_) => format!("the database does not answer within {PATIENCE:?}"),
             },
