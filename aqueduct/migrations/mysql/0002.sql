@@ -79,3 +79,9 @@ create table aq_leases (
 create table aq_locks (
     slot bigint not null primary key
 ) engine = InnoDB default character set utf8mb4;
+-- All of them are there from the start: when a row's first transaction is rolled back the row goes with it, and two that
+-- wait for it would wait for each other.
+insert ignore into aq_locks (slot) values (0), (1), (2), (3), (4), (5), (6), (7);
+insert ignore into aq_locks (slot) select a.slot + 8 * b.slot from aq_locks a, aq_locks b where a.slot < 8 and b.slot < 8;
+insert ignore into aq_locks (slot) select a.slot + 64 * b.slot from aq_locks a, aq_locks b where a.slot < 64 and b.slot < 64;
+insert ignore into aq_locks (slot) select a.slot + 4096 * b.slot from aq_locks a, aq_locks b where a.slot < 4096 and b.slot < 4;

@@ -37,6 +37,11 @@ pub type MySqlStore = SqlStore<MySqlDatabase>;
 /// Ends a statement whose answer is the id of the row that it inserted.
 const ANSWERS_ID: &str = " /* id */";
 
+/// Left to itself the database may look at the whole of a small table, and wait there for the rows of transactions that are
+/// open: one that does nothing would stop the relay.
+const DELETE_PUBLISHED: &str = "delete from aq_outbox where shard = ? and id ";
+const DELETE_BY_ID: &str = "delete o from aq_outbox o force index (primary) where o.shard = ? and o.id ";
+
 impl Server for MySql {}
 
 impl Calls for MySql {
@@ -66,7 +71,7 @@ impl Calls for MySql {
         }
         let statement =
             quoted(statement).replace("/*lock*/", "lock in share mode").replace(" returning id", ANSWERS_ID);
-        upsert(&statement)
+        upsert(&statement.replace(DELETE_PUBLISHED, DELETE_BY_ID))
     }
 
     fn execute<'a>(
@@ -154,7 +159,7 @@ impl Calls for MySql {
         })
     }
 
-    /// A lock is a row that is written; there are so many at the most, since rows stay.
+    /// A lock is a row that is written; the migration has made so many.
     fn lock_keys<'a>(
         connection: &'a mut MySqlConnection,
         prefix: &'a str,
@@ -375,6 +380,10 @@ mod tests {
         says(
             "insert into t (a, b) values (?, ?) on conflict (a) do update set b = excluded.b, c = excluded.c_1",
             "insert into t (a, b) values (?, ?) on duplicate key update b = values(b), c = values(c_1)",
+        );
+        says(
+            "delete from aq_outbox where shard = ? and id in_ints(?)",
+            "delete o from aq_outbox o force index (primary) where o.shard = ? and o.id in_ints(?)",
         );
         says("select keys, r.key from r /*lock*/", "select keys, r.`key` from r lock in share mode");
     }
