@@ -8,6 +8,7 @@ use aqueduct::sqlite::{SqliteBroker, SqliteFile, SqliteStore};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Settings;
+use crate::database::AnyStore;
 use crate::failure::{Exit, Failure};
 
 /// Where a broker or a store is, as `sqlite:PATH`.
@@ -64,7 +65,7 @@ impl fmt::Display for Location {
 /// A broker and a store that are open.
 pub(crate) struct Open {
     pub(crate) broker: SqliteBroker,
-    pub(crate) store: SqliteStore,
+    pub(crate) store: AnyStore,
 }
 
 /// What to do about a topic, or a file, that does not exist.
@@ -74,20 +75,38 @@ pub(crate) enum Absent {
     Refuse,
 }
 
-/// Opens the file of the broker, and that of the store if it is another.
+/// Opens the file of the broker, and the store if it is somewhere else.
 pub(crate) async fn open(settings: &Settings, absent: Absent) -> Result<Open, Failure> {
+    let file = open_broker(settings, absent).await?;
+    let store = match (&settings.store, &settings.database) {
+        (Some(other), _) if other != &settings.broker => {
+            AnyStore::Sqlite(SqliteStore::new(&open_file(other.path(), Absent::Create).await?))
+        }
+        (None, Some(_)) => open_database(settings, &file).await?,
+        _ => AnyStore::Sqlite(SqliteStore::new(&file)),
+    };
+    Ok(Open { broker: SqliteBroker::new(&file), store })
+}
+
+/// Opens the file of the broker alone.
+pub(crate) async fn open_broker(settings: &Settings, absent: Absent) -> Result<SqliteFile, Failure> {
     let path = settings.broker.path();
     if absent == Absent::Refuse && !path.exists() {
         let text = format!("there is no broker at {}", settings.broker);
         return Err(Failure::new(Exit::Missing, text)
             .fix("publish into it first, which creates it, or name another with --broker sqlite:PATH"));
     }
-    let file = open_file(path, absent).await?;
-    let store = match &settings.store {
-        Some(other) if other != &settings.broker => open_file(other.path(), Absent::Create).await?,
-        _ => file.clone(),
-    };
-    Ok(Open { broker: SqliteBroker::new(&file), store: SqliteStore::new(&store) })
+    open_file(path, absent).await
+}
+
+/// Opens the database; of a file that is the broker's too there is one, since it has one writer.
+pub(crate) async fn open_database(settings: &Settings, broker: &SqliteFile) -> Result<AnyStore, Failure> {
+    let database = settings.database()?;
+    let same = database.path().and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == broker.path());
+    if same {
+        return Ok(AnyStore::Sqlite(SqliteStore::new(broker)));
+    }
+    database.open(&settings.table_prefix).await
 }
 
 async fn open_file(path: &Path, absent: Absent) -> Result<SqliteFile, Failure> {

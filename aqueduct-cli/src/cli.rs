@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    completions, config, consume, demo, doctor, forget, init, man, publish, purge, rows, status, tail,
+    completions, config, consume, demo, doctor, forget, init, man, migrate, outbox, publish, purge, relay, rows,
+    status, tail,
 };
 use crate::output::Output;
 
@@ -31,9 +32,16 @@ pub(crate) struct Global {
     /// Where events travel [default: sqlite:aqueduct.db].
     #[arg(long, global = true, value_name = "sqlite:PATH")]
     pub(crate) broker: Option<String>,
-    /// Where parked events and dead letters live [default: the broker's file].
+    /// Where parked events and dead letters live [default: the database if there is one, else the broker's file].
     #[arg(long, global = true, value_name = "sqlite:PATH")]
     pub(crate) store: Option<String>,
+    /// The database of your services: postgres://, mysql://, mariadb:// or sqlite:PATH. A password is better in the variable
+    /// `AQUEDUCT_DATABASE`, which others do not see.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) database: Option<String>,
+    /// What the names of Aqueduct's tables in the database begin with [default: aq_].
+    #[arg(long, global = true, value_name = "PREFIX")]
+    pub(crate) table_prefix: Option<String>,
     /// The configuration file [default: aqueduct.toml, if it is there].
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) config: Option<PathBuf>,
@@ -61,6 +69,9 @@ pub(crate) enum Command {
     Tail(tail::Tail),
     Purge(purge::Purge),
     Forget(forget::Forget),
+    Relay(relay::Relaying),
+    Outbox(outbox::Outbox),
+    Migrate(migrate::Migrate),
     Doctor(doctor::Doctor),
     Demo(demo::Demo),
     Init(init::Init),

@@ -2,6 +2,9 @@
 
 use std::io::{IsTerminal, Write};
 
+use clap::Args;
+
+use crate::database::hidden;
 use crate::failure::{Exit, Failure};
 
 /// Asks a question that is answered by yes or no; anything but a yes is a no. Without a terminal nobody can be asked.
@@ -20,8 +23,31 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<bool, Failure> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
+/// On whose account something is done.
+#[derive(Args)]
+pub(crate) struct Account {
+    /// Why, for the record [default: this command line].
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+    /// Who, for the record [default: $USER@host].
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
+}
+
+impl Account {
+    pub(crate) fn who(&self) -> String {
+        self.who.clone().unwrap_or_else(who)
+    }
+
+    /// A command line may have a password in it, which the record shall not have.
+    pub(crate) fn why(&self) -> String {
+        let line = || std::env::args().skip(1).map(|argument| hidden(&argument)).collect::<Vec<_>>().join(" ");
+        self.why.clone().unwrap_or_else(line)
+    }
+}
+
 /// Who is at work here, for the record.
-pub(crate) fn who() -> String {
+fn who() -> String {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok().filter(|user| !user.is_empty());
     let user = user.unwrap_or_else(|| format!("uid-{}", rustix::process::getuid().as_raw()));
     let system = rustix::system::uname();

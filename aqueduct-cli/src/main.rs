@@ -5,11 +5,13 @@ mod cli;
 mod commands;
 mod config;
 mod confirm;
+mod database;
 mod failure;
 mod handler;
 mod input;
 mod output;
 mod program;
+mod service;
 mod suggest;
 mod table;
 

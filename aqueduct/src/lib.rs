@@ -44,6 +44,7 @@
 //! | make and publish events | [`Event`], [`Publisher`] |
 //! | handle them | [`Handler`], [`Router`], [`extract`], [`EventService`] for layers |
 //! | run a service | [`Consumer`], [`Serve`], [`serve_all`], [`Health`], [`telemetry`] |
+//! | publish from a database transaction | `Outbox`, `Relay`, `OutboxTable` (feature `sqlite`) |
 //! | say what to do about failures | [`Policy`], [`FaultExt`], [`Unknown`], every default in [`defaults`] |
 //! | look at what is parked or dead, and mend it | [`store::Store`], [`store::Command`] |
 //! | add a broker, a store or a format | [`broker::Broker`], [`store::Store`], [`format::Format`] |
@@ -110,9 +111,9 @@ pub mod sqlite {
 /// What the SQL databases have in common (features `sqlite`, `postgres` and `mysql`).
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub mod sql {
-    pub use crate::store::sql::{Home, ShardStatus, SqlStore, TxDatabase};
     #[cfg(any(feature = "postgres", feature = "mysql"))]
-    pub use crate::store::sql::{Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
+    pub use crate::store::sql::{Forget, InboxStatus, Isolation, Server, ServerDatabase, ServerOptions, ServerTx};
+    pub use crate::store::sql::{Home, Migrated, ShardStatus, SqlStore, TxDatabase};
 }
 /// The store, transactions and the outbox in a PostgreSQL database (feature `postgres`).
 #[cfg(feature = "postgres")]

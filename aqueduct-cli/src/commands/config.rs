@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::cli::Global;
 use crate::config::{Flags, Origin, SECRETS, load};
+use crate::database::hidden;
 use crate::failure::Failure;
 use crate::output::{Output, print};
 
@@ -41,8 +42,11 @@ impl Config {
     }
 }
 
-/// Leaves of each header its name.
+/// Leaves of each header its name, and of a database what kind it is.
 fn hide(setting: &mut Origin) {
+    if let Value::String(text) = &mut setting.value {
+        *text = hidden(text);
+    }
     let headers = setting.value.as_array_mut().into_iter().flatten();
     for header in headers {
         let name = header.as_str().and_then(|text| text.split_once(':')).map_or("", |(name, _)| name);

@@ -11,13 +11,13 @@ use indicatif::HumanBytes;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
-use super::rows::{open_existing, owner};
+use super::rows::{existing_broker, open_existing, owner};
 use crate::broker::Open;
 use crate::cli::Global;
-use crate::config::{Flags, load};
+use crate::config::{Flags, Settings, load};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, print};
-use crate::table::{count, one_line};
+use crate::table::{count, one_line, span};
 
 const EXAMPLES: &str = include_str!("help/doctor.txt");
 
@@ -27,6 +27,9 @@ const DISK_OUT: u64 = 64 << 20;
 
 /// A write-ahead log that is longer than this does not come from work alone.
 const WAL_LONG: u64 = 256 << 20;
+
+/// A relay that runs publishes rows long before.
+const OUTBOX_OLD: Duration = Duration::from_mins(1);
 
 /// Clocks differ by less.
 const CLOCK_SLACK: Duration = Duration::from_secs(5);
@@ -117,6 +120,9 @@ async fn examine(global: &Global, report: &mut Report) {
         Err(failure) => return report.failed("configuration", &failure),
     };
     report.ok("configuration", "every setting is known");
+    if let Err(failure) = database(&settings, report).await {
+        report.failed("database", &failure);
+    }
     let path = settings.broker.path();
     if !path.exists() {
         let text = format!("there is no broker at {}", settings.broker);
@@ -124,11 +130,14 @@ async fn examine(global: &Global, report: &mut Report) {
     }
     permissions(path, report);
     disk(path, report);
+    if let Err(failure) = existing_broker(global).await {
+        return report.failed("file", &failure);
+    }
+    report.ok("file", format!("{} can be used, and its tables are of this version", path.display()));
     let opened = match open_existing(global).await {
         Ok(opened) => opened,
-        Err(failure) => return report.failed("file", &failure),
+        Err(failure) => return report.failed("store", &failure),
     };
-    report.ok("file", format!("{} can be used, and its tables are of this version", path.display()));
     let status = match opened.broker.status().await {
         Ok(status) => status,
         Err(error) => {
@@ -140,6 +149,24 @@ async fn examine(global: &Global, report: &mut Report) {
     if let Err(failure) = stored(&opened, &status, report).await {
         report.failed("store", &failure);
     }
+}
+
+/// The database of services and its outbox, where one is named.
+async fn database(settings: &Settings, report: &mut Report) -> Result<(), Failure> {
+    let Some(database) = &settings.database else { return Ok(()) };
+    let outbox = database.open(&settings.table_prefix).await?.outbox().status().await?;
+    report.ok("database", "it can be used, and its tables are of this version");
+    if outbox.parked > 0 {
+        let text = format!("{} cannot be published, or wait behind one that cannot", count(outbox.parked, "row"));
+        report.warn("outbox", text, "`aqueduct outbox list` says why; retry or discard them");
+    }
+    let age = outbox.oldest.map(|oldest| Clock::system().now().since(oldest)).filter(|age| *age > OUTBOX_OLD);
+    if let Some(age) = age {
+        let text = format!("a row has waited for {} to be published", span(age));
+        report.warn("outbox", text, "run `aqueduct relay`, or look at what the relay logs");
+    }
+    report.else_ok("outbox", "no row waits for long");
+    Ok(())
 }
 
 fn permissions(path: &Path, report: &mut Report) {

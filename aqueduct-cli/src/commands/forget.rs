@@ -4,7 +4,7 @@ use aqueduct::sqlite::Owner;
 use clap::Args;
 use serde_json::json;
 
-use super::rows::{open_existing, owner};
+use super::rows::{existing_broker, owner};
 use crate::cli::Global;
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
@@ -27,8 +27,8 @@ pub(crate) struct Forget {
 
 impl Forget {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let opened = open_existing(global).await?;
-        let status = opened.broker.status().await?;
+        let broker = existing_broker(global).await?;
+        let status = broker.status().await?;
         let known = || status.consumers.iter().filter(|group| !group.floors.is_empty());
         let Some(group) = known().find(|group| group.consumer == self.group.as_str()) else {
             let failure = Failure::new(Exit::Missing, format!("there is no group `{}`", self.group));
@@ -46,7 +46,7 @@ impl Forget {
             note("nothing was done");
             return Ok(());
         }
-        opened.broker.forget(self.group.as_str()).await?;
+        broker.forget(self.group.as_str()).await?;
         match global.output.unwrap_or_default() {
             Output::Json => print(&format!("{}\n", json!({ "forgotten": self.group, "unread": lag }))),
             Output::Text => print(&format!("forgot group {}\n", self.group)),

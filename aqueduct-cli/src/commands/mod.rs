@@ -8,8 +8,11 @@ pub(crate) mod doctor;
 pub(crate) mod forget;
 pub(crate) mod init;
 pub(crate) mod man;
+pub(crate) mod migrate;
+pub(crate) mod outbox;
 pub(crate) mod publish;
 pub(crate) mod purge;
+pub(crate) mod relay;
 pub(crate) mod rows;
 pub(crate) mod status;
 pub(crate) mod tail;
@@ -31,6 +34,9 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Tail(tail) => tail.run(&global).await,
         Command::Purge(purge) => purge.run(&global).await,
         Command::Forget(forget) => forget.run(&global).await,
+        Command::Relay(relay) => relay.run(&global, of("relay", matches)).await,
+        Command::Outbox(outbox) => outbox.run(&global).await,
+        Command::Migrate(migrate) => migrate.run(&global).await,
         Command::Doctor(doctor) => doctor.run(&global).await,
         Command::Demo(demo) => demo.run(&global).await,
         Command::Init(init) => init.run(&global),

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use aqueduct::format::{CloudEvents, PlainJson};
+use aqueduct::sqlite::SqliteBroker;
 use aqueduct::{BrokerError, Event, PublishError, Publisher};
 use clap::{ArgMatches, Args};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::broker::{Absent, open};
+use crate::broker::{Absent, open_broker};
 use crate::cli::Global;
 use crate::config::{Flags, FormatName, PublishSettings, load};
 use crate::failure::{Exit, Failure};
@@ -77,8 +78,8 @@ impl Publish {
         let settings = load(global, Flags::of("publish", &self.settings, matches))?.settings;
         let (input, bytes) = self.input()?;
         let absent = if settings.publish.existing_topic { Absent::Refuse } else { Absent::Create };
-        let open = open(&settings, absent).await?;
-        let publisher = Publisher::new(settings.publish.source.as_str(), open.broker);
+        let broker = SqliteBroker::new(&open_broker(&settings, absent).await?);
+        let publisher = Publisher::new(settings.publish.source.as_str(), broker);
         let publisher = match settings.publish.format {
             FormatName::Cloudevents => publisher,
             FormatName::CloudeventsStructured => publisher.format(CloudEvents::structured()),

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use aqueduct::sqlite::{Purged, Retention, SqliteStatus};
+use aqueduct::sqlite::{Purged, Retention, SqliteBroker, SqliteStatus};
 use aqueduct::{Clock, Timestamp, Topic};
 use clap::{ArgGroup, Args};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::rows::open_existing;
-use crate::broker::Open;
+use super::rows::existing_broker;
 use crate::cli::Global;
 use crate::config::Span;
 use crate::confirm::confirm;
@@ -68,17 +67,17 @@ fn sums(purged: &[Purged]) -> (u64, u64) {
 
 impl Purge {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let opened = open_existing(global).await?;
+        let broker = existing_broker(global).await?;
         let (topic, output) = (Topic::from(self.topic.as_str()), global.output.unwrap_or_default());
         let limits = self.limits();
-        let unread_too = opened.broker.would_purge(&topic, limits.drop_unread()).await?;
+        let unread_too = broker.would_purge(&topic, limits.drop_unread()).await?;
         let (limits, would) = if self.drop_unread {
             (limits.drop_unread(), unread_too.clone())
         } else {
-            (limits, opened.broker.would_purge(&topic, limits).await?)
+            (limits, broker.would_purge(&topic, limits).await?)
         };
         let ((events, size), kept) = (sums(&would), sums(&unread_too).0 - sums(&would).0);
-        let lost = lost(&opened, &would).await?;
+        let lost = lost(&broker, &would).await?;
         if !self.dry_run && events > 0 {
             let mut question = format!("purge {} ({}) of topic {topic}", count(events, "event"), HumanBytes(size));
             for (group, unread) in &lost {
@@ -92,7 +91,7 @@ impl Purge {
         let (verb, (events, size)) = if self.dry_run {
             ("would purge", (events, size))
         } else {
-            ("purged", sums(&opened.broker.purge(&topic, limits).await?))
+            ("purged", sums(&broker.purge(&topic, limits).await?))
         };
         match output {
             Output::Json => print(&format!(
@@ -121,8 +120,8 @@ impl Purge {
 }
 
 /// How many events each group has not read of those that go.
-async fn lost(opened: &Open, purged: &[Purged]) -> Result<BTreeMap<String, u64>, Failure> {
-    let SqliteStatus { partitions, consumers, .. } = opened.broker.status().await?;
+async fn lost(broker: &SqliteBroker, purged: &[Purged]) -> Result<BTreeMap<String, u64>, Failure> {
+    let SqliteStatus { partitions, consumers, .. } = broker.status().await?;
     let mut lost = BTreeMap::new();
     for consumer in consumers {
         for floor in consumer.floors {

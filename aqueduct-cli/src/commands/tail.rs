@@ -11,7 +11,7 @@ use aqueduct::{Attempt, Epoch, Message, Origin, Place};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::rows::open_existing;
+use super::rows::existing_broker;
 use crate::cli::Global;
 use crate::config::{ConsumeSettings, Flags, FormatName, From, load};
 use crate::failure::Failure;
@@ -47,15 +47,15 @@ pub(crate) struct Tail {
 impl Tail {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         let settings = load(global, Flags::none())?.settings;
-        let opened = open_existing(global).await?;
-        let topics = opened.broker.topics().await?;
+        let broker = existing_broker(global).await?;
+        let topics = broker.topics().await?;
         if !topics.iter().any(|topic| topic.as_str() == self.topic) {
             let failure = settings.broker.lacks(&self.topic);
             let question = did_you_mean(&self.topic, topics.iter().map(aqueduct::Topic::as_str));
             return Err(failure.fix(question.unwrap_or_else(|| "`aqueduct status` lists the topics".into())));
         }
         let start = self.from.map_or(Start::New, |from| from.0);
-        let mut reader = opened.broker.read(self.topic.as_str(), start).await?;
+        let mut reader = broker.read(self.topic.as_str(), start).await?;
         let formats = formats(&settings.consume);
         if let Some(lines) = self.lines {
             let lines = usize::try_from(lines).unwrap_or(usize::MAX);

@@ -12,16 +12,20 @@ use serde::Serialize;
 
 use super::{FILE, Settings};
 use crate::cli::Global;
+use crate::database;
 use crate::failure::{Exit, Failure};
 use crate::suggest::did_you_mean;
 
 const PREFIX: &str = "AQUEDUCT_";
 
 /// Settings whose values are shown to nobody.
-pub(crate) const SECRETS: [&str; 1] = ["consume.http_header"];
+pub(crate) const SECRETS: [&str; 2] = ["consume.http_header", "database"];
 
 /// What `aqueduct consume` tells the programs that it starts; no settings.
 const TOLD: [&str; 4] = ["AQUEDUCT_ATTEMPT", "AQUEDUCT_EPOCH", "AQUEDUCT_GROUP", "AQUEDUCT_TOPIC"];
+
+/// What begins so tells the tests of Aqueduct where servers are.
+const OF_TESTS: &str = "AQUEDUCT_TEST_";
 
 /// The settings and where each comes from.
 pub(crate) struct Loaded {
@@ -74,9 +78,10 @@ pub(crate) fn load(global: &Global, flags: Flags) -> Result<Loaded, Failure> {
     for layer in environment(&keys)? {
         figment = figment.merge(layer);
     }
-    for (key, value) in [("broker", &global.broker), ("store", &global.store)] {
+    let Global { broker, store, database, table_prefix, .. } = global;
+    for (key, value) in [("broker", broker), ("store", store), ("database", database), ("table_prefix", table_prefix)] {
         if let Some(value) = value {
-            let name = format!("flag --{key}");
+            let name = format!("flag --{}", key.replace('_', "-"));
             figment = figment.merge(Layer { name, key: key.to_owned(), value: value.clone().into() });
         }
     }
@@ -103,7 +108,9 @@ impl Loaded {
 impl Settings {
     fn defaults() -> Result<Self, Failure> {
         let broker = "sqlite:aqueduct.db".parse().map_err(|e: String| Failure::new(Exit::Config, e))?;
-        Ok(Self { broker, store: None, publish: defaults()?, consume: defaults()? })
+        let table_prefix = database::PREFIX.to_owned();
+        let (publish, consume, relay) = (defaults()?, defaults()?, defaults()?);
+        Ok(Self { broker, store: None, database: None, table_prefix, publish, consume, relay })
     }
 }
 
@@ -148,7 +155,7 @@ fn environment(keys: &BTreeSet<String>) -> Result<Vec<Layer>, Failure> {
     let mut layers = Vec::new();
     for (name, value) in std::env::vars_os() {
         let (Some(name), value) = (name.to_str(), value.to_string_lossy()) else { continue };
-        if !name.starts_with(PREFIX) || TOLD.contains(&name) {
+        if !name.starts_with(PREFIX) || TOLD.contains(&name) || name.starts_with(OF_TESTS) {
             continue;
         }
         let Some(key) = keys.iter().find(|key| variable(key) == name) else {
@@ -234,7 +241,8 @@ fn wrong(error: &figment::Error) -> Failure {
     if SECRETS.contains(&key.as_str()) {
         let place = place.map(|place| place + ": ").unwrap_or_default();
         let text = format!("{place}`{key}` is not of the right kind (its value is not shown)");
-        return Failure::new(Exit::Config, text).fix(r#"write a list: ["Name: value"]"#);
+        let fix = if key == "database" { database::FORMS } else { r#"write a list: ["Name: value"]"# };
+        return Failure::new(Exit::Config, text).fix(fix);
     }
     let text = match (place, key.is_empty()) {
         (Some(place), false) => format!("{place}: `{key}`: {}", error.kind),

@@ -3,15 +3,19 @@
 mod consume;
 mod load;
 mod publish;
+mod relay;
 mod values;
 
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Location;
+use crate::database::DatabaseUrl;
+use crate::failure::{Exit, Failure};
 
 pub(crate) use consume::ConsumeSettings;
 pub(crate) use load::{Flags, Origin, SECRETS, load};
 pub(crate) use publish::PublishSettings;
+pub(crate) use relay::RelaySettings;
 pub(crate) use values::{FormatName, From, Span};
 
 /// The file that is read where no other is named.
@@ -21,8 +25,21 @@ pub(crate) const FILE: &str = "aqueduct.toml";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) broker: Location,
-    /// None is the broker's file.
+    /// None is the database, or the broker's file if there is none.
     pub(crate) store: Option<Location>,
+    pub(crate) database: Option<DatabaseUrl>,
+    pub(crate) table_prefix: String,
     pub(crate) publish: PublishSettings,
     pub(crate) consume: ConsumeSettings,
+    pub(crate) relay: RelaySettings,
+}
+
+impl Settings {
+    /// The database, for what cannot do without.
+    pub(crate) fn database(&self) -> Result<&DatabaseUrl, Failure> {
+        self.database.as_ref().ok_or_else(|| {
+            Failure::new(Exit::Config, "which database is not said")
+                .fix("name it with --database, with the variable AQUEDUCT_DATABASE or as `database` in aqueduct.toml")
+        })
+    }
 }

@@ -8,6 +8,7 @@ mod edit;
 mod help;
 mod list;
 mod log;
+mod outbox;
 mod status;
 #[path = "../cli/world.rs"]
 #[allow(dead_code, reason = "the other tests need the rest of it")]

@@ -12,7 +12,7 @@ use super::mailbox::Note;
 use super::owned::Stage;
 use super::planted::Planted;
 use super::settle::{Case, End, Step, settle};
-use super::stores::{self, NotSettled};
+use super::stores::NotSettled;
 use super::writer::After;
 use crate::broker::{Ownership, Settle};
 use crate::clock::later;
@@ -361,10 +361,9 @@ impl Core {
         let settles = Arc::new(settles);
         let (membership, mailbox) = (Arc::clone(&self.membership), Arc::clone(&self.mailbox));
         let (claim, told) = (owned.claim.clone(), Arc::clone(&settles));
-        // Store first, broker last.
-        let store = self.has_store.then(|| Arc::clone(&self.stores.transactions));
+        let stores = self.stores.clone();
         let task = self.tasks.spawn(async move {
-            let result = stores::settle(store, &*membership, &claim, &told).await;
+            let result = stores.settle(&*membership, &claim, &told).await;
             mailbox.push(Note::Settled { slot, result });
         });
         settling.in_flight = Some((task, settles));

@@ -106,9 +106,8 @@ impl Core {
         let Some(owned) = self.owned.get_mut(&slot) else { return };
         let (stores, claim, mailbox) = (self.stores.clone(), owned.claim.clone(), Arc::clone(&self.mailbox));
         let at = Standing::new(self.membership.stream(&claim.partition), owned.ledger.floor());
-        let compares = self.ownership == Ownership::Floor;
         owned.due.asking = Some(self.tasks.spawn(async move {
-            let result = stores.take_over(&claim, &at, compares).await;
+            let result = stores.take_over(&claim, &at).await;
             mailbox.push(Note::TakenOver { slot, result });
         }));
     }

@@ -13,7 +13,7 @@ use super::mailbox::Mailbox;
 use super::planted::Planted;
 use super::stores::Stores;
 use super::tasks::Tasks;
-use crate::broker::{Broker, Membership, Start, Subscription};
+use crate::broker::{Abilities, Broker, Membership, Ownership, Start, Subscription};
 use crate::clock::Clock;
 use crate::error::{BrokerError, StoreError, WiringError};
 use crate::event::Event;
@@ -380,9 +380,11 @@ impl Consumer {
         let tasks = Tasks::default();
         let mailbox = Arc::new(Mailbox::default());
         let workers = Workers::new(app, Arc::clone(&mailbox), self.settings.clock.clone(), tasks.clone());
-        let ownership = self.broker.abilities().ownership;
+        let Abilities { ownership, durable, .. } = self.broker.abilities();
         let transactions = self.transactions.unwrap_or_else(|| Arc::clone(&self.store));
-        let stores = Stores { rows: self.store, transactions };
+        // A log that is anew with each process has other positions than those that the store remembers.
+        let keeps_floors = has_store && ownership == Ownership::Floor && transactions.abilities().durable == durable;
+        let stores = Stores { rows: self.store, transactions, keeps_floors };
         Core::new(
             self.settings,
             Parts { membership, stores, workers, mailbox, tasks, health, metrics, ownership, has_store },

@@ -14,6 +14,8 @@ pub(crate) struct Stores {
     pub(crate) rows: Arc<dyn Store>,
     /// The fence, floors and inbox that handlers' transactions are checked against.
     pub(crate) transactions: Arc<dyn Store>,
+    /// It remembers up to where partitions are settled.
+    pub(crate) keeps_floors: bool,
 }
 
 /// What a new owner has learnt.
@@ -34,27 +36,26 @@ pub(crate) enum NotSettled {
 }
 
 impl Stores {
-    /// Raises every fence, and THEN loads what the new owner must know. `compares` says whether the broker's floor is one
-    /// that the store can be compared with.
-    pub(crate) async fn take_over(&self, claim: &Claim, at: &Standing, compares: bool) -> Result<Taken, StoreError> {
+    /// Raises every fence, and THEN loads what the new owner must know.
+    pub(crate) async fn take_over(&self, claim: &Claim, at: &Standing) -> Result<Taken, StoreError> {
         if !Arc::ptr_eq(&self.rows, &self.transactions) {
             self.transactions.take_over(claim, at.floor).await?;
         }
         let loaded = self.rows.take_over(claim, at.floor).await?;
-        let settled = if compares { self.transactions.resume(claim, at).await? } else { None };
+        let settled = if self.keeps_floors { self.transactions.resume(claim, at).await? } else { None };
         Ok(Taken { loaded, settled })
     }
-}
 
-/// Tells the store where the floor is, and then the broker what is settled.
-pub(crate) async fn settle(
-    store: Option<Arc<dyn Store>>,
-    membership: &dyn Membership,
-    claim: &Claim,
-    settles: &[Settle],
-) -> Result<(), NotSettled> {
-    if let Some((store, Settle::Floor(floor))) = store.zip(settles.last()) {
-        store.settled(claim, *floor).await?;
+    /// Tells the store where the floor is, and then the broker what is settled.
+    pub(crate) async fn settle(
+        &self,
+        membership: &dyn Membership,
+        claim: &Claim,
+        settles: &[Settle],
+    ) -> Result<(), NotSettled> {
+        if let Some(Settle::Floor(floor)) = settles.last().filter(|_| self.keeps_floors) {
+            self.transactions.settled(claim, *floor).await?;
+        }
+        Ok(membership.settle(&claim.partition, settles).await?)
     }
-    Ok(membership.settle(&claim.partition, settles).await?)
 }

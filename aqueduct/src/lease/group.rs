@@ -10,24 +10,26 @@ use crate::clock::{Boot, Lease};
 use crate::topic::{Epoch, Text};
 
 /// From one beat to the next.
-pub(super) const BEAT: Duration = Duration::from_secs(1);
+const BEAT: Duration = Duration::from_secs(1);
 
 /// How long a lease runs from the sending of the last beat that was counted.
-pub(super) const LEASE: Duration = Duration::from_secs(4);
+const LEASE: Duration = Duration::from_secs(4);
 
 /// Who has been silent for so long inherits nothing.
-pub(super) const SUSPECT: Duration = Duration::from_millis(2_500);
+const SUSPECT: Duration = Duration::from_millis(2_500);
 
 /// Who has been silent for so long is struck off. The lease has ended by then, 2 s ago and more.
-pub(super) const STRUCK: Duration = Duration::from_secs(6);
+const STRUCK: Duration = Duration::from_secs(6);
 
 /// From one view to the next at most, for the time in between to count as others' silence. What is longer may have been
 /// this process's own standstill, or the table's, in which others could not be heard.
-pub(super) const GAP_MAX: Duration = Duration::from_secs(2);
+const GAP_MAX: Duration = Duration::from_secs(2);
 
-/// The pause before a view that is to show what was done about the last one, and while another owns what is to come here.
+/// From one beat to the next while another owns what is to come here.
+const OWED: Duration = Duration::from_millis(250);
+
+/// The pause before a view that is to show what was done about the last one.
 pub(super) const SOON: Duration = Duration::from_millis(20);
-pub(super) const OWED: Duration = Duration::from_millis(250);
 
 /// What is to be done about a view, in this order.
 #[derive(Debug, PartialEq, Eq)]

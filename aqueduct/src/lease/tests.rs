@@ -448,11 +448,14 @@ async fn who_was_stopped_has_lost_everything_and_joins_again() {
     ground.whole_within(ms(100)).await;
     ground.start();
     ground.balanced_within(ms(6_000)).await;
+    let before = ground.world.rows.lock().sessions.clone();
     ground.instances[&first].process.freeze();
     ground.pass(ms(9_000)).await;
     assert_eq!(ground.instances.values().last().unwrap().held().len(), 4);
     ground.instances[&first].process.resume();
     ground.balanced_within(ms(3_000)).await;
+    let known = ground.world.rows.lock().sessions.keys().filter(|session| before.contains_key(*session)).count();
+    assert_eq!(known, 1, "what was sent to the old session must not reach the new one");
 }
 
 #[tokio::test(start_paused = true)]

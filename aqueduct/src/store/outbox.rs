@@ -26,8 +26,13 @@ pub(crate) trait OutboxSource: Send + Sync + 'static {
     fn join<'a>(&'a self, group: &'a Text, clock: &'a Clock) -> BoxFuture<'a, Result<Arc<dyn Keeper>, StoreError>>;
 
     /// The lowest rows of each of these shards, at most `limit_each`, lowest id first within a shard. No transaction is open
-    /// when it answers.
-    fn read<'a>(&'a self, shards: &'a [u32], limit_each: usize) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>>;
+    /// when it answers. Of one shard, rows that are being settled may be left out.
+    fn read<'a>(
+        &'a self,
+        shards: &'a [u32],
+        limit_each: usize,
+        except: &'a [i64],
+    ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>>;
 
     /// The lanes of a shard that have parked rows, and when the head of each is due.
     fn parked_lanes(&self, shard: u32) -> BoxFuture<'_, Result<BTreeMap<LaneId, Timestamp>, StoreError>>;

@@ -5,8 +5,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
+#[cfg(unix)]
+mod bank;
 mod fresh;
+#[cfg(unix)]
+#[path = "../sqlite/history.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod history;
+mod inbox;
+#[cfg(unix)]
+mod kills;
 mod leases;
+#[cfg(unix)]
+#[path = "../sqlite/points.rs"]
+mod points;
+#[cfg(unix)]
+#[path = "../sqlite/process.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod process;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;
@@ -20,3 +36,5 @@ mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;
 mod tx;
+#[cfg(unix)]
+mod worker;

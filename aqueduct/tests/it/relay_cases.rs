@@ -41,9 +41,8 @@ pub(crate) async fn until(site: &impl Site, sql: &'static str, wanted: i64) {
             changed.await;
         }
     };
-    if tokio::time::timeout(Duration::from_mins(2), reached).await.is_err() {
-        panic!("{sql}: {}, and {wanted} is wanted", site.count(sql).await);
-    }
+    let in_time = tokio::time::timeout(Duration::from_mins(2), reached).await;
+    assert!(in_time.is_ok(), "{sql}: {}, and {wanted} is wanted", site.count(sql).await);
 }
 
 pub(crate) fn events(ids: impl Iterator<Item = usize>, keys: usize) -> Vec<Event> {

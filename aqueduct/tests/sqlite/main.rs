@@ -15,6 +15,8 @@ mod operators;
 #[cfg(unix)]
 mod points;
 #[cfg(unix)]
+mod process;
+#[cfg(unix)]
 mod processes;
 mod relay;
 #[path = "../it/relay_cases.rs"]

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use aqueduct::broker::{Abilities, Arrival, Broker, Membership, Receipt, Room, Settle, Subscription};
-use aqueduct::sqlite::{SqliteBroker, SqliteStore};
+use aqueduct::sqlite::SqliteBroker;
 use aqueduct::store::{
-    Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Store, StoreAbilities, TakeOver,
+    Applied, Claim, Command, CommandId, CommandState, Due, Listed, Op, Query, Row, Standing, Store, StoreAbilities,
+    TakeOver,
 };
 use aqueduct::{BoxFuture, BrokerError, Epoch, Message, Partition, Position, StoreError, Text, Timestamp, Topic};
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::history::History;
 
@@ -19,12 +21,15 @@ use crate::history::History;
 pub(crate) struct Points {
     history: History,
     at: Option<Arc<(String, u32, AtomicU32)>>,
+    /// Told after each call.
+    pub(crate) called: watch::Sender<()>,
 }
 
 impl Points {
     /// Dies when the step, such as `settle/before`, is reached so many times.
     pub(crate) fn new(history: History, at: Option<(String, u32)>) -> Self {
-        Self { history, at: at.map(|(step, nth)| Arc::new((step, nth, AtomicU32::new(0)))) }
+        let at = at.map(|(step, nth)| Arc::new((step, nth, AtomicU32::new(0))));
+        Self { history, at, called: watch::Sender::new(()) }
     }
 
     /// Counts a step, and dies if it is the one.
@@ -58,6 +63,7 @@ impl Points {
         for call in calls {
             self.reach(call, "after");
         }
+        self.called.send_replace(());
         answer
     }
 }
@@ -96,6 +102,10 @@ struct SteppedMembership {
 }
 
 impl Membership for SteppedMembership {
+    fn stream(&self, partition: &Partition) -> Option<Text> {
+        self.inner.stream(partition)
+    }
+
     fn next<'a>(&'a self, room: Room<'a>) -> BoxFuture<'a, Result<Arrival, BrokerError>> {
         Box::pin(self.points.through(&["next"], self.inner.next(room)))
     }
@@ -117,14 +127,14 @@ impl Membership for SteppedMembership {
     }
 }
 
-/// The store in the file with its steps.
+/// A store with its steps.
 #[derive(Clone)]
-pub(crate) struct SteppedStore {
-    pub(crate) inner: SqliteStore,
+pub(crate) struct SteppedStore<S> {
+    pub(crate) inner: S,
     pub(crate) points: Points,
 }
 
-impl Store for SteppedStore {
+impl<S: Store> Store for SteppedStore<S> {
     fn abilities(&self) -> StoreAbilities {
         self.inner.abilities()
     }
@@ -135,6 +145,14 @@ impl Store for SteppedStore {
         floor: Option<Position>,
     ) -> BoxFuture<'a, Result<TakeOver, StoreError>> {
         Box::pin(self.points.through(&["take_over"], self.inner.take_over(claim, floor)))
+    }
+
+    fn resume<'a>(&'a self, claim: &'a Claim, at: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {
+        Box::pin(self.points.through(&["resume"], self.inner.resume(claim, at)))
+    }
+
+    fn settled<'a>(&'a self, claim: &'a Claim, floor: Position) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.points.through(&["settled"], self.inner.settled(claim, floor)))
     }
 
     fn apply<'a>(&'a self, claim: &'a Claim, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Applied>, StoreError>> {

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use crate::relay_cases::{self as cases, Site};
 
-struct File {
+struct Shop {
     _folder: TempDir,
     file: SqliteFile,
     outbox: Outbox<aqueduct::sqlite::Sqlite>,
@@ -18,7 +18,7 @@ struct File {
     connection: Mutex<SqliteConnection>,
 }
 
-impl File {
+impl Shop {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = SqliteFile::options(folder.path().join("shop.db")).relaxed().open().await.unwrap();
@@ -28,7 +28,7 @@ impl File {
     }
 }
 
-impl Site for File {
+impl Site for Shop {
     fn table(&self) -> OutboxTable {
         OutboxTable::from(&SqliteStore::new(&self.file))
     }
@@ -55,37 +55,37 @@ impl Site for File {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_is_drained_in_order() {
-    cases::a_backlog_is_drained_in_order(&File::new().await, 100_000).await;
+    cases::a_backlog_is_drained_in_order(&Shop::new().await, 100_000).await;
 }
 
 #[tokio::test]
 async fn a_row_is_published_at_once() {
-    cases::a_row_is_published_at_once(&File::new().await).await;
+    cases::a_row_is_published_at_once(&Shop::new().await).await;
 }
 
 #[tokio::test]
 async fn a_refused_row_parks_its_key_and_no_other() {
-    cases::a_refused_row_parks_its_key_and_no_other(&File::new().await).await;
+    cases::a_refused_row_parks_its_key_and_no_other(&Shop::new().await).await;
 }
 
 #[tokio::test]
 async fn rows_of_other_languages_are_events_or_say_why_not() {
-    cases::rows_of_other_languages_are_events_or_say_why_not(&File::new().await).await;
+    cases::rows_of_other_languages_are_events_or_say_why_not(&Shop::new().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn relays_that_are_killed_lose_nothing() {
-    cases::relays_that_are_killed_lose_nothing(&File::new().await, 1_500).await;
+    cases::relays_that_are_killed_lose_nothing(&Shop::new().await, 1_500).await;
 }
 
 #[tokio::test]
 async fn an_audit_keeps_what_was_published() {
-    cases::an_audit_keeps_what_was_published(&File::new().await).await;
+    cases::an_audit_keeps_what_was_published(&Shop::new().await).await;
 }
 
 #[tokio::test]
 async fn a_transaction_that_is_rolled_back_publishes_nothing_and_the_log_of_the_same_file_can_be_the_broker() {
-    let site = File::new().await;
+    let site = Shop::new().await;
     let broker = SqliteBroker::new(&site.file);
     let mut other = crate::store::other(site.file.path()).await;
     let mut tx = other.begin_with("begin immediate").await.unwrap();

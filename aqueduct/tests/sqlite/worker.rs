@@ -368,7 +368,7 @@ pub(crate) async fn left(connection: &mut SqliteConnection, consumer: &str) -> i
 }
 
 /// Asks for another attempt on what can be mended. True if no such dead letter is there.
-async fn mend(world: &World, store: &SteppedStore) -> bool {
+async fn mend(world: &World, store: &SteppedStore<SqliteStore>) -> bool {
     let mut query = Query::default();
     (query.dead, query.limit, query.consumer) = (Some(true), usize::MAX, Some(world.consumer.as_str().into()));
     let dead = store.browse(&query).await.unwrap();

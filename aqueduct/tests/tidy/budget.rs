@@ -14,7 +14,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
         ["testing", ..] => None,
         ["engine", "relay", ..]
         | ["store", "outbox"]
-        | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_500)),
+        | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_800)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
         ["store", "sql", ..] => Some(("store/sql".into(), 4_000)),

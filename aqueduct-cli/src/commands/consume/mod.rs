@@ -1,16 +1,13 @@
 //! `aqueduct consume`: a group handles the events of topics.
 
 mod activity;
-mod stop;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aqueduct::format::CloudEvents;
 use aqueduct::{Consumer, Health, Publisher, Router};
 use clap::{ArgMatches, Args};
-use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 
 use crate::broker::{Absent, Open, open};
@@ -20,9 +17,9 @@ use crate::failure::{Exit, Failure, unwritable};
 use crate::handler::{Delivery, Exec, Handle, Http, Limits, Print, Records, Results, Shared, Stream};
 use crate::output::{Output, note};
 use crate::program::{CommandLine, Groups};
+use crate::service::{Stop, Systemd, tell};
 use crate::suggest::did_you_mean;
 use activity::Activity;
-use stop::Stop;
 
 const EXAMPLES: &str = include_str!("../help/consume.txt");
 
@@ -97,7 +94,7 @@ impl Consume {
         let graceful = until_stop(stop.clone(), Arc::clone(&activity), self.exit_when_idle, health.clone());
         let graceful = async move {
             graceful.await;
-            systemd.tell(NotifyState::Stopping);
+            systemd.stopping();
         };
         let telling = tokio::spawn(tell(health, systemd));
         let serving = serve.with_graceful_shutdown(graceful).into_future();
@@ -148,7 +145,6 @@ impl Consume {
         let concurrency = settings.concurrency.unwrap_or(default);
         let consumer = Consumer::new(self.group.as_str(), opened.broker)
             .topics(self.topics.iter().map(String::as_str))
-            .store(opened.store)
             .start(settings.from.0)
             .types(settings.types.iter().map(String::as_str))
             .policy(settings.failing.policy())
@@ -156,6 +152,7 @@ impl Consume {
             .shutdown(settings.shutdown.0)
             .concurrency(concurrency)
             .buffer(aqueduct::defaults::BUFFER.max(concurrency.saturating_mul(4)));
+        let consumer = opened.store.give_to(consumer);
         settings.format.iter().fold(consumer, |consumer, format| match format {
             FormatName::Cloudevents => consumer.format(CloudEvents::binary()),
             FormatName::CloudeventsStructured => consumer.format(CloudEvents::structured()),
@@ -235,39 +232,6 @@ async fn until_stop(stop: Stop, activity: Arc<Activity>, idle: Option<Span>, hea
         () = stop.graceful() => note("stopping; a second signal stops at once"),
         () = activity.enough() => {}
         () = idle => {}
-    }
-}
-
-/// The service manager, where it is to be told.
-#[derive(Clone, Copy)]
-struct Systemd(bool);
-
-impl Systemd {
-    fn tell(self, state: NotifyState<'_>) {
-        if self.0
-            && let Err(error) = sd_notify::notify(&[state])
-        {
-            note(format_args!("systemd cannot be told: {error}"));
-        }
-    }
-}
-
-/// Says once why it is not handling events, and again when the reason is another. Tells systemd when it first does.
-async fn tell(health: Health, systemd: Systemd) {
-    const LOOK: Duration = Duration::from_millis(200);
-    let (mut told, mut was_ready) = (String::new(), false);
-    loop {
-        tokio::time::sleep(LOOK).await;
-        if health.is_ready() && !std::mem::replace(&mut was_ready, true) {
-            systemd.tell(NotifyState::Ready);
-        }
-        let reason = if health.is_live() && !health.is_ready() { health.reason() } else { String::new() };
-        // It is said anew only if it is another one: the same trouble may come and go.
-        if reason.contains(':') && reason != told {
-            note(format_args!("waiting: {reason}"));
-            systemd.tell(NotifyState::Status(&reason));
-            told = reason;
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::filter::{Filter, Pages, nothing};
 use super::{Kind, is_dead};
 use crate::broker::Open;
 use crate::config::Span;
-use crate::confirm::{confirm, who};
+use crate::confirm::{Account, confirm};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, note, print};
 use crate::table::count;
@@ -41,29 +41,14 @@ pub(super) struct By {
     /// Says what would be done, and does nothing.
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Why, for the record [default: this command line].
-    #[arg(long, value_name = "TEXT")]
-    why: Option<String>,
-    /// Who, for the record [default: $USER@host].
-    #[arg(long, value_name = "NAME")]
-    who: Option<String>,
+    #[command(flatten)]
+    pub(super) account: Account,
     /// Does not ask.
     #[arg(short, long)]
     pub(super) yes: bool,
     /// How long is waited for whoever runs the group, while it does nothing.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub(super) wait: Span,
-}
-
-impl By {
-    pub(super) fn who(&self) -> String {
-        self.who.clone().unwrap_or_else(who)
-    }
-
-    pub(super) fn why(&self) -> String {
-        let line = || std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-        self.why.clone().unwrap_or_else(line)
-    }
 }
 
 /// What is done to rows.
@@ -203,7 +188,7 @@ impl Act {
 
     /// Commands all that were counted, in the order of their places, and no more than those.
     async fn act(&self, opened: &Open, kind: Kind, verb: Verb, counted: &Counted) -> Result<Outcome, Failure> {
-        let (who, why) = (Text::from(self.by.who()), Text::from(self.by.why()));
+        let (who, why) = (Text::from(self.by.account.who()), Text::from(self.by.account.why()));
         let mut pages = Pages::new(&opened.store, &self.filter, &self.events, kind).await?;
         let mut carry = Carry::new(opened, counted.events, self.by.wait.0);
         let mut left = usize::try_from(counted.events).unwrap_or(usize::MAX);

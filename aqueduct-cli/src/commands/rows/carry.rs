@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use aqueduct::sqlite::{Owner, SqliteBroker, SqliteStore, StandIn};
-use aqueduct::store::{Command, CommandId, CommandState, Op, Store};
+use aqueduct::sqlite::{Owner, SqliteBroker, StandIn};
+use aqueduct::store::{Command, CommandId, CommandState, Op};
 use aqueduct::{Clock, Partition, StoreError, Text};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::broker::Open;
+use crate::database::AnyStore;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, note, print};
 use crate::table::{count, one_line};
@@ -29,7 +30,7 @@ const TOLD_MAX: usize = 20;
 /// Commands on their way.
 pub(super) struct Carry<'a> {
     broker: &'a SqliteBroker,
-    store: &'a SqliteStore,
+    store: &'a AnyStore,
     wait: Duration,
     waiting: VecDeque<(CommandId, Text, Partition)>,
     /// The groups that this program stands in for, and the partitions that it has taken over.
@@ -152,16 +153,16 @@ impl<'a> Carry<'a> {
         let Some((stand_in, taken)) = self.stand_ins.get_mut(group) else { return Ok(()) };
         let (claim, floor) = stand_in.claim(partition);
         if taken.insert(partition.clone()) {
-            self.store.take_over(&claim, floor).await?;
+            self.store.store().take_over(&claim, floor).await?;
         }
         loop {
             let now = Clock::system().now();
-            let due = self.store.due(&claim, now, CHUNK).await?;
+            let due = self.store.store().due(&claim, now, CHUNK).await?;
             if due.commands.is_empty() {
                 return Ok(());
             }
             let operate = |(id, _): &(CommandId, Command)| Op::Operate { id: *id, refused: None, now };
-            self.store.apply(&claim, &due.commands.iter().map(operate).collect::<Vec<_>>()).await?;
+            self.store.store().apply(&claim, &due.commands.iter().map(operate).collect::<Vec<_>>()).await?;
         }
     }
 
@@ -170,7 +171,7 @@ impl<'a> Carry<'a> {
         const LOOKED_AT: usize = 64;
         let (before, mut still) = (self.count(), VecDeque::new());
         while let Some((id, consumer, partition)) = self.waiting.pop_front() {
-            match self.store.command_result(id).await? {
+            match self.store.store().command_result(id).await? {
                 Some(CommandState::Waiting) => still.push_back((id, consumer, partition)),
                 Some(CommandState::Refused { why, .. }) => self.refused(&partition.to_string(), why.as_str()),
                 _ => self.outcome.done += 1,

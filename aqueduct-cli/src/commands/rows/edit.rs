@@ -60,7 +60,7 @@ impl Edit {
             return Ok(());
         }
         let action = Action::Edit(Arc::new(new));
-        let command = Command::new(&listed, action, self.by.who(), self.by.why());
+        let command = Command::new(&listed, action, self.by.account.who(), self.by.account.why());
         let mut carry = Carry::new(opened, 1, self.by.wait.0);
         carry.give(vec![command]).await?;
         carry.finish().await?.print("edit", "1 key", output)?;

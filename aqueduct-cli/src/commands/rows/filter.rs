@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use aqueduct::sqlite::SqliteStore;
-use aqueduct::store::{Listed, Query, Store};
+use aqueduct::store::{Listed, Query};
 use aqueduct::{Clock, Key, Partition, Place, Text, Timestamp};
 use clap::Args;
 
 use super::{Kind, event_of, id_of, place_of};
 use crate::config::Span;
+use crate::database::AnyStore;
 use crate::failure::{Exit, Failure};
 use crate::output::note;
 use crate::suggest::did_you_mean;
@@ -81,7 +81,7 @@ impl Filter {
 
 /// The rows that fit, partition by partition, each in its order.
 pub(super) struct Pages<'a> {
-    store: &'a SqliteStore,
+    store: &'a AnyStore,
     filter: &'a Filter,
     /// Ids or places, one of which must be the row's; none if any may.
     events: &'a [String],
@@ -94,7 +94,7 @@ pub(super) struct Pages<'a> {
 
 impl<'a> Pages<'a> {
     pub(super) async fn new(
-        store: &'a SqliteStore,
+        store: &'a AnyStore,
         filter: &'a Filter,
         events: &'a [String],
         kind: Kind,
@@ -129,7 +129,7 @@ impl<'a> Pages<'a> {
         (query.consumer, query.partition) = (Some(consumer), Some(partition));
         (query.dead, query.after, query.limit) = (Some(self.kind == Kind::Dead), self.after, self.limit);
         query.key = self.filter.key.as_ref().and_then(|key| Key::new(key.as_str()));
-        let mut page = match self.store.browse(&query).await {
+        let mut page = match self.store.store().browse(&query).await {
             Ok(page) => page,
             Err(aqueduct::StoreError::Refused(why)) => {
                 note(format_args!("the rest of this partition is left out: {why}"));

@@ -100,7 +100,7 @@ fn cells(listed: &Listed, kind: Kind) -> Vec<String> {
 }
 
 /// When it is tried again.
-pub(super) fn in_time(at: Timestamp, now: Timestamp) -> String {
+pub(crate) fn in_time(at: Timestamp, now: Timestamp) -> String {
     if at <= now { "due".to_owned() } else { format!("in {}", span(at.since(now))) }
 }
 

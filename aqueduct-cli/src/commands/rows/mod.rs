@@ -8,14 +8,16 @@ mod list;
 mod show;
 
 pub(crate) use carry::owner;
+pub(crate) use list::in_time;
 
 use std::sync::Arc;
 
 use aqueduct::Event;
+use aqueduct::sqlite::SqliteBroker;
 use aqueduct::store::{Content, Listed, RowState};
 use clap::{Args, Subcommand};
 
-use crate::broker::{Absent, Open, open};
+use crate::broker::{Absent, Open, open, open_broker};
 use crate::cli::Global;
 use crate::config::{Flags, load};
 use crate::failure::{Exit, Failure};
@@ -86,6 +88,12 @@ impl Rows {
             Action::Edit(edit) => edit.run(&opened, kind, output).await,
         }
     }
+}
+
+/// The broker alone, which does not come into being by being looked at.
+pub(crate) async fn existing_broker(global: &Global) -> Result<SqliteBroker, Failure> {
+    let settings = load(global, Flags::none())?.settings;
+    Ok(SqliteBroker::new(&open_broker(&settings, Absent::Refuse).await?))
 }
 
 /// Broker and store, neither of which comes into being by being looked at.

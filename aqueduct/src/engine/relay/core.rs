@@ -65,6 +65,7 @@ struct Running {
 impl Core {
     pub(super) fn new(tools: Arc<Tools>, keeper: Arc<dyn Keeper>, hints: watch::Receiver<()>, health: Health) -> Self {
         let mut owned = keeper.owned();
+        // What is owned already is news to the loop.
         owned.mark_changed();
         Self {
             tools,
@@ -223,8 +224,8 @@ impl Core {
                 self.store_failed(&text, now);
             }
         }
-        // Shards that were lost or revoked meanwhile do not rest, and new ones may have waited for this round.
-        self.owned.mark_changed();
+        // Before the next rounds begin: shards that were lost or revoked meanwhile do not rest, and new ones may have waited.
+        self.follow_keeper();
     }
 
     fn take_back(&mut self, ended: Ended, is_look: bool, now: Instant) {

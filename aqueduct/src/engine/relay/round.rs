@@ -1,5 +1,8 @@
 //! One round: read the lowest rows of some shards, publish them in waves, and settle what became of them.
 //!
+//! Where there are many rows the next are read and published while the last are settled, a few times over; they are the
+//! lowest but for those that are being settled, so that what commits late is found all the same.
+//!
 //! The shards travel with the round and come back with it, so nobody else works on them meanwhile and there is nothing to
 //! lock. What a round leaves undone, for whatever reason, is where it was and comes again with the next.
 
@@ -21,10 +24,13 @@ use crate::store::outbox::{Fate, OutboxRow, OutboxSource, Settled, Settlement, S
 use crate::telemetry::RelayMetrics;
 use crate::topic::{Epoch, LaneId, Text};
 
-/// The rows of a round.
+/// Rows that are read at once.
 pub(super) const ROWS_MAX: usize = 500;
 
-/// How many bytes the rows of a round are meant to have in memory.
+/// How often rows are read in one round.
+const BATCHES_MAX: usize = 8;
+
+/// How many bytes they are meant to have in memory.
 const BYTES: usize = 16 << 20;
 
 /// Parked lanes that are tried in one round, and rows of each.
@@ -66,7 +72,7 @@ pub(super) struct Shard {
     loaded: Option<Instant>,
     /// It has more rows than were read of it last.
     pub(super) deep: bool,
-    /// The largest size of a row lately.
+    /// The mean size of its rows lately.
     row_bytes: usize,
 }
 
@@ -93,8 +99,8 @@ impl Shard {
 
     /// Remembers how large rows are: larger ones count at once, smaller ones bit by bit.
     fn measure(&mut self, rows: usize, bytes: usize) {
-        if rows > 0 {
-            self.row_bytes = (bytes / rows).max(self.row_bytes - self.row_bytes / 4);
+        if let Some(mean) = bytes.checked_div(rows) {
+            self.row_bytes = mean.max(self.row_bytes - self.row_bytes / 4);
         }
     }
 }
@@ -103,7 +109,7 @@ impl Shard {
 pub(super) struct Round {
     pub(super) tools: Arc<Tools>,
     pub(super) shards: Vec<Shard>,
-    /// Rows to be read at the most, all shards together.
+    /// Rows to be read at once, all shards together.
     pub(super) rows_max: usize,
     /// Set when no further wave is to be sent. What was sent is settled all the same.
     pub(super) halt: Arc<AtomicBool>,
@@ -136,18 +142,48 @@ impl Round {
 
     async fn work(&mut self, ended: &mut Ended) -> Result<(), StoreError> {
         self.load().await?;
-        let mut rows = self.read_due().await?;
-        rows.extend(self.read().await?);
-        ended.read = rows.len();
+        let due = self.read_due().await?;
+        let mut outcome = self.batch(due, &[], ended).await?;
+        for batch in 1.. {
+            if outcome.settled.is_empty() {
+                break;
+            }
+            let settlement = self.settlement(std::mem::take(&mut outcome.settled));
+            let ids: Vec<i64> = settlement.rows.iter().map(|row| row.id).collect();
+            let goes_on = batch < BATCHES_MAX && ended.outage.is_none() && self.is_deep();
+            let settle = self.settle(Arc::clone(&settlement));
+            let (still_parked, next) = tokio::join!(settle, async {
+                if goes_on { self.batch(Vec::new(), &ids, ended).await } else { Ok(Outcome::default()) }
+            });
+            self.reopen(&settlement, &still_parked?);
+            outcome = next?;
+        }
+        Ok(())
+    }
+
+    /// True for a single shard with more rows, of which more may be published.
+    fn is_deep(&self) -> bool {
+        matches!(&self.shards[..], [shard] if shard.deep) && !self.halt.load(Ordering::Acquire)
+    }
+
+    /// Reads rows and publishes them, after those that are due.
+    async fn batch(
+        &mut self,
+        mut rows: Vec<OutboxRow>,
+        except: &[i64],
+        ended: &mut Ended,
+    ) -> Result<Outcome, StoreError> {
+        rows.extend(self.read(except).await?);
+        ended.read += rows.len();
         if rows.is_empty() {
-            return Ok(());
+            return Ok(Outcome::default());
         }
         self.tools.saw_rows.store(true, Ordering::Relaxed);
-        let outcome = self.publish(rows).await;
-        ended.outage = outcome.outage;
+        let mut outcome = self.publish(rows).await;
         self.count(&outcome.settled, outcome.duplicates);
-        ended.moved = outcome.settled.len();
-        self.settle(outcome.settled).await
+        ended.moved += outcome.settled.len();
+        ended.outage = outcome.outage.take();
+        Ok(outcome)
     }
 
     fn count(&self, settled: &[Settled], duplicates: u64) {
@@ -181,20 +217,20 @@ impl Round {
                 continue;
             }
             let found = self.tools.source.read_parked(shard.number(), &lanes, PARKED_ROWS_MAX).await?;
-            let lines: BTreeSet<LaneId> = found.iter().map(|row| row.lane).collect();
+            let present: BTreeSet<LaneId> = found.iter().map(|row| row.lane).collect();
             // An operator has discarded the rest: only the owner adds rows, so the lane is open.
-            lanes.iter().filter(|lane| !lines.contains(lane)).for_each(|lane| shard.parked.open(*lane));
+            lanes.iter().filter(|lane| !present.contains(lane)).for_each(|lane| shard.parked.open(*lane));
             rows.extend(found);
         }
         Ok(rows)
     }
 
-    async fn read(&mut self) -> Result<Vec<OutboxRow>, StoreError> {
+    async fn read(&mut self, except: &[i64]) -> Result<Vec<OutboxRow>, StoreError> {
         let numbers: Vec<u32> = self.shards.iter().map(Shard::number).collect();
         let row_bytes = self.shards.iter().map(|shard| shard.row_bytes).max().unwrap_or(0);
         let rows_max = self.rows_max.min(BYTES / row_bytes.max(1)).max(1);
         let limit_each = rows_max.div_ceil(numbers.len().max(1));
-        let rows = self.tools.source.read(&numbers, limit_each).await?;
+        let rows = self.tools.source.read(&numbers, limit_each, except).await?;
         for shard in &mut self.shards {
             let of_shard = rows.iter().filter(|row| row.shard == shard.claim.shard);
             let (count, bytes) = of_shard.fold((0, 0), |(count, bytes), row| (count + 1, bytes + row.bytes));
@@ -254,45 +290,60 @@ impl Round {
         self.shards.iter().all(|shard| shard.lease.holds(&self.tools.clock))
     }
 
-    /// Makes the settlement, again if it got no answer, for as long as the shards are owned: until it is known nothing else
-    /// may happen to them.
-    async fn settle(&mut self, rows: Vec<Settled>) -> Result<(), StoreError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let touched = |shard: &&Shard| rows.iter().any(|row| row.shard == shard.number());
-        let claims = self.shards.iter().filter(touched).map(|shard| shard.claim).collect();
+    /// What is to be settled; rows behind those that were refused follow them from now on.
+    fn settlement(&mut self, rows: Vec<Settled>) -> Arc<Settlement> {
         let Tools { group, keep_sent, clock, .. } = &*self.tools;
-        let (group, keep_sent, now) = (group.clone(), *keep_sent, clock.now());
-        let settlement = Arc::new(Settlement { group, claims, rows, keep_sent, now });
-        let mut wait = Duration::from_millis(20);
-        let still_parked = loop {
-            match self.tools.source.settle(&settlement).await {
-                Err(StoreError::Unavailable(error)) if self.is_owner() => {
-                    self.tools.metrics.store_errors.increment(1);
-                    tracing::warn!(%error, "what was published could not be settled; it is tried again");
-                    tokio::time::sleep(wait / 2 + self.tools.clock.jitter(wait / 2)).await;
-                    wait = (wait * 2).min(SETTLE_AGAIN_MAX);
+        let (group, keep_sent, now, mut claims) = (group.clone(), *keep_sent, clock.now(), Vec::new());
+        for shard in &mut self.shards {
+            for row in rows.iter().filter(|row| row.shard == shard.claim.shard) {
+                match &row.fate {
+                    Fate::Sent => {}
+                    Fate::Refused { next_at, .. } => shard.parked.date(row.lane, *next_at),
+                    Fate::Behind => shard.parked.append(row.lane, now),
                 }
-                answer => break answer?,
+                if claims.last() != Some(&shard.claim) {
+                    claims.push(shard.claim);
+                }
             }
-        };
-        self.remember(&settlement, &still_parked);
-        Ok(())
+        }
+        Arc::new(Settlement { group, claims, rows, keep_sent, now })
     }
 
-    /// What the settlement means for the parked lanes.
-    fn remember(&mut self, settlement: &Settlement, still_parked: &[(u32, LaneId)]) {
-        for shard in &mut self.shards {
-            for row in settlement.rows.iter().filter(|row| row.shard == shard.claim.shard) {
-                match &row.fate {
-                    Fate::Sent if !row.parked => {}
-                    Fate::Sent if still_parked.contains(&(row.shard, row.lane)) => {
-                        shard.parked.date(row.lane, settlement.now);
+    /// Makes the settlement, again if it got no answer, for as long as the shards are owned: until it is known nothing else
+    /// may happen to its rows.
+    fn settle(
+        &self,
+        settlement: Arc<Settlement>,
+    ) -> impl Future<Output = Result<Vec<(u32, LaneId)>, StoreError>> + use<> {
+        let tools = Arc::clone(&self.tools);
+        let leases: Vec<Lease> = self.shards.iter().map(|shard| shard.lease.clone()).collect();
+        let mut wait = Duration::from_millis(20);
+        async move {
+            loop {
+                match tools.source.settle(&settlement).await {
+                    Err(StoreError::Unavailable(error)) if leases.iter().all(|lease| lease.holds(&tools.clock)) => {
+                        tools.metrics.store_errors.increment(1);
+                        tracing::warn!(%error, "what was published could not be settled; it is tried again");
+                        tokio::time::sleep(wait / 2 + tools.clock.jitter(wait / 2)).await;
+                        wait = (wait * 2).min(SETTLE_AGAIN_MAX);
                     }
-                    Fate::Sent => shard.parked.open(row.lane),
-                    Fate::Refused { next_at, .. } => shard.parked.date(row.lane, *next_at),
-                    Fate::Behind => shard.parked.append(row.lane, settlement.now),
+                    answer => return answer,
+                }
+            }
+        }
+    }
+
+    /// Lanes whose parked heads were published are open, or their next heads are due.
+    fn reopen(&mut self, settlement: &Settlement, still_parked: &[(u32, LaneId)]) {
+        for shard in &mut self.shards {
+            let number = shard.number();
+            for lane in settlement.unparked(number) {
+                let refused =
+                    |row: &Settled| row.shard == number && row.lane == lane && matches!(row.fate, Fate::Refused { .. });
+                if !still_parked.contains(&(number, lane)) {
+                    shard.parked.open(lane);
+                } else if !settlement.rows.iter().any(refused) {
+                    shard.parked.date(lane, settlement.now);
                 }
             }
         }

@@ -30,10 +30,13 @@ mod postgres;
 mod relay;
 mod relay_status;
 mod rows;
+mod schema;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_floors;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod server_inbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod server_outbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
@@ -54,14 +57,18 @@ mod wal;
 #[cfg(feature = "sqlite")]
 pub(crate) mod writer;
 
+#[cfg(any(test, feature = "testing"))]
 pub(crate) use lease::SqlLeases;
 #[cfg(feature = "mysql")]
 pub use mysql::{MySqlDatabase, MySqlOptions, MySqlStore};
 pub use outbox::Outbox;
 #[cfg(feature = "postgres")]
 pub use postgres::{PgDatabase, PgOptions, PgStore};
+pub use schema::Migrated;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub use server::{Isolation, Server, ServerDatabase, ServerOptions};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub use server_inbox::{Forget, InboxStatus};
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub use server_tx::ServerTx;
 pub use shards::ShardStatus;

@@ -13,7 +13,7 @@ use sqlx_core::transaction::TransactionManager;
 use super::dialect::{Kind, SqlRow, Value};
 use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits};
+use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::SqlStore;
 use crate::outcome::BoxFuture;
 use crate::topic::Text;
@@ -119,6 +119,20 @@ impl Calls for MySql {
     const INBOX: &'static str =
         "insert into aq_inbox (consumer, source, id, topic, number, position, at) values (?, ?, ?, ?, ?, ?, ?)";
 
+    /// The effects are found without a lock, and deleted by their keys: a handler that has written into the inbox is not
+    /// waited for.
+    const SWEEP: &'static str = "delete i from (
+        select i.consumer, i.source, i.id from aq_inbox i
+        join aq_shards s on s.consumer = i.consumer and s.topic = i.topic and s.number = i.number
+        join aq_settled f on f.shard = s.id
+        where i.at < ? and i.position <= f.floor
+        and not exists (select 1 from aq_rows r where r.source = i.source and r.event_id = i.id) order by i.at limit 1000
+        ) old join aq_inbox i on i.consumer = old.consumer and i.source = old.source and i.id = old.id";
+
+    /// From the statistics. The name may have a database before a dot.
+    const INBOX_ABOUT: &'static str = "select cast(max(table_rows) as signed) from information_schema.tables
+        where concat(table_schema, '.', table_name) in ('aq_inbox', concat(database(), '.aq_inbox'))";
+
     /// Fails, by a subquery with too many rows, if the fence is not that of the epoch. The arguments are put in as numbers,
     /// since the commit goes with it in one message: no process can be stopped in between, with the fence locked.
     const FENCE: &'static str = "select if((select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1, 1,
@@ -145,6 +159,7 @@ impl Calls for MySql {
         connection: &'a mut MySqlConnection,
         fence: &'a Statement,
         end: End,
+        _: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let fence = fence.sql.replacen('?', &end.shard.to_string(), 1);

@@ -1,8 +1,8 @@
 //! A row of the outbox to and from its columns.
 //!
-//! A row of the library carries its whole event in `content`; the columns beside it are for the shard, the lane and people. A
-//! row that a program in another language wrote has no content, and its event is made of the columns. What is wrong with
-//! such a row is told as the row's own fault: it never keeps others from being read.
+//! A row of the library carries its whole event in `content`; the columns beside it are for the shard and for people, and
+//! are not read. A row that a program in another language wrote has no content, and its event is made of the columns. What is
+//! wrong with a row is told as its own fault: it never keeps others from being read.
 
 use std::collections::BTreeMap;
 
@@ -18,16 +18,14 @@ use crate::headers::Headers;
 use crate::store::outbox::{OutboxRow, lane_of};
 use crate::topic::{Key, Text, Topic};
 
-/// What [`read`] reads of a row, and the first column after it. What is in the content too does not travel twice.
-macro_rules! outgoing_columns {
+/// What [`whole`] reads of a row.
+macro_rules! whole_columns {
     () => {
-        "id, shard, written_at, topic, key, content, case when content is null then event_id end,
-         case when content is null then type end, case when content is null then source end,
-         time, content_type, headers, data"
+        "id, written_at, topic, key, event_id, type, source, time, content_type, headers, data,
+         case when content is null then 1 else 0 end"
     };
 }
-pub(super) use outgoing_columns;
-const AFTER_ROW: usize = 13;
+pub(super) use whole_columns;
 
 /// The event of a row of the library; its version and its checksum stand behind it.
 pub(super) fn content(event: &Event) -> Bytes {
@@ -52,20 +50,33 @@ fn read_content(mut bytes: Bytes) -> Result<Event, StoreError> {
     read_event(&mut Decoder(body))
 }
 
-/// Reads a row, whatever is in it; `parked` if the number of its attempts follows.
-pub(super) fn read(sql: &SqlRow, parked: bool) -> Result<OutboxRow, StoreError> {
+/// Reads a row by its id, shard and content, and the number of its attempts if it is parked: that is enough for those of the
+/// library. One that has no event then must be read [`whole`].
+pub(super) fn brief(sql: &SqlRow, parked: bool) -> Result<OutboxRow, StoreError> {
     let (id, shard) = (sql.int(0)?, small(sql.int(1)?)?);
-    let written_at = Timestamp::from_unix_ms(sql.int(2)?);
-    let topic = sql.bytes_or_null(3)?.unwrap_or_default();
-    let key = sql.bytes_or_null(4)?.unwrap_or_default();
-    let parked = if parked { Some(small(sql.int(AFTER_ROW)?)?) } else { None };
-    let lane = lane_of(&topic, &key, id);
-    let event = match sql.bytes_or_null(5)? {
-        Some(content) => read_content(content).map_err(|e| Text::from(e.to_string())),
-        None => columns(sql, &topic, key, written_at),
+    let parked = if parked { Some(small(sql.int(3)?)?) } else { None };
+    let event = match sql.bytes_or_null(2)? {
+        Some(content) => read_content(content).map(Box::new).map_err(|e| Text::from(e.to_string())),
+        None => Err(Text::default()),
     };
-    let bytes = ROW_BYTES + topic.len() + event.as_ref().map_or(0, Event::size);
-    Ok(OutboxRow { id, shard, lane, parked, event: event.map(Box::new), bytes })
+    let topic = event.as_ref().ok().and_then(|event| event.topic.as_ref());
+    let key = event.as_ref().ok().and_then(|event| event.key.as_ref()).map_or("", Key::as_str);
+    let lane = lane_of(topic.map_or("", Topic::as_str).as_bytes(), key.as_bytes(), id);
+    let bytes = ROW_BYTES + event.as_ref().map_or(0, |event| event.size());
+    Ok(OutboxRow { id, shard, lane, parked, event, bytes })
+}
+
+/// Reads a row by all its columns but the content, once that was of no use.
+pub(super) fn whole(sql: &SqlRow, row: &mut OutboxRow) -> Result<(), StoreError> {
+    let written_at = Timestamp::from_unix_ms(sql.int(1)?);
+    let topic = sql.bytes_or_null(2)?.unwrap_or_default();
+    let key = sql.bytes_or_null(3)?.unwrap_or_default();
+    row.lane = lane_of(&topic, &key, row.id);
+    if sql.int(11)? != 0 {
+        row.event = columns(sql, &topic, key, written_at).map(Box::new);
+        row.bytes += row.event.as_ref().map_or(0, |event| event.size());
+    }
+    Ok(())
 }
 
 /// What a row takes beside its data and headers, more or less.
@@ -80,7 +91,7 @@ fn columns(sql: &SqlRow, topic: &Bytes, key: Bytes, written_at: Timestamp) -> Re
         let found = sql.bytes_or_null(number).map_err(|e| Text::from(e.to_string()))?;
         found.map(|bytes| text(name, bytes)).transpose()
     };
-    let mut event = Event::raw(column("type", 7)?.unwrap_or_default(), Bytes::new());
+    let mut event = Event::raw(column("type", 5)?.unwrap_or_default(), Bytes::new());
     if event.kind.is_empty() {
         return Err(Text::from_static(
             "its column `type` is empty: write what kind of event it is, such as 'order.placed'",
@@ -89,13 +100,13 @@ fn columns(sql: &SqlRow, topic: &Bytes, key: Bytes, written_at: Timestamp) -> Re
     let topic = Topic::from(text("topic", topic.clone())?);
     topic.check().map_err(|e| Text::from(e.to_string()))?;
     (event.topic, event.key) = (Some(topic), Key::new(text("key", key)?));
-    event.id = column("event_id", 6)?.unwrap_or_default();
-    event.source = column("source", 8)?.unwrap_or_default();
-    let time = column("time", 9)?.map(|time| time.as_str().parse::<Timestamp>()).transpose();
+    event.id = column("event_id", 4)?.unwrap_or_default();
+    event.source = column("source", 6)?.unwrap_or_default();
+    let time = column("time", 7)?.map(|time| time.as_str().parse::<Timestamp>()).transpose();
     event.time = Some(time.map_err(|e| Text::from(format!("its column `time`: {e}")))?.unwrap_or(written_at));
-    event.content_type = column("content_type", 10)?;
-    event.headers = column("headers", 11)?.map(|json| headers(&json)).transpose()?.unwrap_or_default();
-    event.data = sql.bytes_or_null(12).map_err(|e| Text::from(e.to_string()))?.unwrap_or_default();
+    event.content_type = column("content_type", 8)?;
+    event.headers = column("headers", 9)?.map(|json| headers(&json)).transpose()?.unwrap_or_default();
+    event.data = sql.bytes_or_null(10).map_err(|e| Text::from(e.to_string()))?.unwrap_or_default();
     Ok(event)
 }
 
@@ -112,12 +123,15 @@ mod tests {
 
     fn row(set: impl FnOnce(&mut Vec<Value>)) -> OutboxRow {
         let text = |text: &'static str| Value::Text(Text::from_static(text));
-        let mut columns = vec![Value::Null(Kind::Text); AFTER_ROW];
-        (columns[0], columns[1], columns[2]) = (Value::Int(7), Value::Int(3), Value::Int(1_000));
-        (columns[3], columns[4], columns[6]) = (text("orders"), text("k"), text("id"));
-        columns[7] = text("order.placed");
+        let mut row = brief(&SqlRow(vec![Value::Int(7), Value::Int(3), Value::Null(Kind::Blob)]), false).unwrap();
+        assert!(row.event.is_err());
+        let mut columns = vec![Value::Null(Kind::Text); 12];
+        (columns[0], columns[1], columns[11]) = (Value::Int(7), Value::Int(1_000), Value::Int(1));
+        (columns[2], columns[3], columns[4]) = (text("orders"), text("k"), text("id"));
+        columns[5] = text("order.placed");
         set(&mut columns);
-        read(&SqlRow(columns), false).unwrap()
+        whole(&SqlRow(columns), &mut row).unwrap();
+        row
     }
 
     #[test]
@@ -140,9 +154,9 @@ mod tests {
         assert_eq!((event.id.as_str(), event.source.as_str(), event.kind.as_str()), ("id", "", "order.placed"));
         assert_eq!((event.time, plain.shard), (Some(Timestamp::from_unix_ms(1_000)), 3));
         let full = row(|columns| {
-            columns[9] = Value::Text("2026-01-05T09:00:07Z".into());
-            columns[11] = Value::Text(r#"{"a":"1"}"#.into());
-            columns[12] = Value::Blob(Bytes::from("data"));
+            columns[7] = Value::Text("2026-01-05T09:00:07Z".into());
+            columns[9] = Value::Text(r#"{"a":"1"}"#.into());
+            columns[10] = Value::Blob(Bytes::from("data"));
         });
         let event = full.event.unwrap();
         assert_eq!((event.headers.text("a"), &event.data[..]), (Some("1"), &b"data"[..]));
@@ -153,20 +167,29 @@ mod tests {
     fn an_invalid_row_says_why_and_keeps_its_lane() {
         let text = |text: &'static str| Value::Text(Text::from_static(text));
         let cases = [
-            (3, text("two words"), "white space"),
-            (4, Value::Blob(Bytes::from_static(&[255])), "`key` is not UTF-8"),
-            (5, Value::Blob(Bytes::from_static(b"rubbish")), "damaged"),
-            (7, text(""), "`type` is empty"),
-            (9, text("yesterday"), "`time`"),
-            (11, text("[1]"), "`headers`"),
-            (11, text(r#"{"card":4111}"#), "expected a string"),
+            (2, text("two words"), "white space"),
+            (3, Value::Blob(Bytes::from_static(&[255])), "`key` is not UTF-8"),
+            (5, text(""), "`type` is empty"),
+            (7, text("yesterday"), "`time`"),
+            (9, text("[1]"), "`headers`"),
+            (9, text(r#"{"card":4111}"#), "expected a string"),
         ];
         for (column, value, why) in cases {
             let row = row(|columns| columns[column] = value.clone());
             let found = row.event.unwrap_err();
             assert!(found.as_str().contains(why) && !found.as_str().contains("4111"), "{found}");
-            let expected = if column == 3 { lane_of(b"two words", b"k", 7) } else { lane_of(b"orders", b"k", 7) };
-            assert_eq!(row.lane == expected, column != 4, "{found}");
+            let expected = if column == 2 { lane_of(b"two words", b"k", 7) } else { lane_of(b"orders", b"k", 7) };
+            assert_eq!(row.lane == expected, column != 3, "{found}");
         }
+        let content = [Value::Int(7), Value::Int(3), Value::Blob(Bytes::from_static(b"rubbish that is long enough"))];
+        let mut damaged = brief(&SqlRow(content.into()), false).unwrap();
+        let columns = [text("orders"), text("k"), text("7"), text("order.placed")];
+        let mut all = vec![Value::Int(7), Value::Int(1_000)];
+        all.extend(columns);
+        all.resize(11, Value::Null(Kind::Text));
+        all.push(Value::Int(0));
+        whole(&SqlRow(all), &mut damaged).unwrap();
+        assert_eq!(damaged.lane, lane_of(b"orders", b"k", 7));
+        assert!(damaged.event.unwrap_err().as_str().contains("version"));
     }
 }

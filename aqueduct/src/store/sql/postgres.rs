@@ -12,7 +12,7 @@ use sqlx_core::transaction::TransactionManager;
 use super::dialect::{Kind, SqlRow, Value};
 use super::server::{Calls, Isolation, Meaning, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits};
+use super::server_tx::{End, Ended, Limits, Steps};
 use super::store::SqlStore;
 use crate::outcome::BoxFuture;
 use crate::topic::Text;
@@ -99,6 +99,16 @@ impl Calls for Postgres {
     const INBOX: &'static str = "insert into aq_inbox (consumer, source, id, topic, number, position, at)
         values (?, ?, ?, ?, ?, ?, ?) on conflict (consumer, source, id) do nothing";
 
+    const SWEEP: &'static str = "delete from aq_inbox where (consumer, source, id) in (
+        select i.consumer, i.source, i.id from aq_inbox i
+        join aq_shards s on s.consumer = i.consumer and s.topic = i.topic and s.number = i.number
+        join aq_settled f on f.shard = s.id
+        where i.at < ? and i.position <= f.floor
+        and not exists (select 1 from aq_rows r where r.source = i.source and r.event_id = i.id) limit 1000)";
+
+    /// From the statistics, which every `analyze` renews.
+    const INBOX_ABOUT: &'static str = "select reltuples::bigint from pg_class where oid = 'aq_inbox'::regclass";
+
     /// A setting of the transaction tells whether it is still the one that was begun.
     const FENCE: &'static str = "select epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
         set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id = ? for share";
@@ -122,6 +132,7 @@ impl Calls for Postgres {
         connection: &'a mut PgConnection,
         fence: &'a Statement,
         end: End,
+        steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let left = end.left.as_millis().max(1).to_string();
@@ -134,6 +145,7 @@ impl Calls for Postgres {
             if held.map(i64::cast_unsigned) != Some(end.epoch.0) {
                 return Ok(Ended::Replaced(held));
             }
+            steps.reach("fence locked");
             PgTransactionManager::commit(connection).await?;
             Ok(Ended::Committed)
         })

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::dialect::{Session, Value};
 use super::lease::SqlLeases;
-use super::outgoing::{self, outgoing_columns};
+use super::outgoing::{self, whole_columns};
 use super::relay_status;
 use super::store::{Home, SqlStore, Step};
 use crate::clock::{Clock, Timestamp};
@@ -24,10 +24,14 @@ use crate::topic::{Epoch, LaneId, Text};
 /// The lowest rows of one shard; the arguments are (shard, limit).
 macro_rules! select_lowest {
     () => {
-        concat!("select ", outgoing_columns!(), " from aq_outbox where shard = ? order by id limit ?")
+        "select id, shard, content from aq_outbox where shard = ? order by id limit ?"
     };
 }
 const READ: &str = select_lowest!();
+
+/// The same but for some rows; the arguments are (shard, ids, limit).
+const READ_OTHERS: &str =
+    "select id, shard, content from aq_outbox where shard = ? and not (id in_ints(?)) order by id limit ?";
 
 macro_rules! lowest {
     () => {
@@ -46,11 +50,13 @@ const READ_MANY: &str =
 const SHARDS_MAX: usize = 16;
 const NO_SHARD: i64 = -1;
 
-const READ_PARKED: &str = concat!(
-    "select ",
-    outgoing_columns!(),
-    ", attempts from aq_outbox_parked where shard = ? and lane = ? order by id limit ?"
-);
+const READ_PARKED: &str =
+    "select id, shard, content, attempts from aq_outbox_parked where shard = ? and lane = ? order by id limit ?";
+
+/// Rows that have no content, or one that cannot be read.
+const WHOLE: &str = concat!("select ", whole_columns!(), " from aq_outbox where shard = ? and id in_ints(?)");
+const WHOLE_PARKED: &str =
+    concat!("select ", whole_columns!(), " from aq_outbox_parked where shard = ? and id in_ints(?)");
 
 /// Heads of lanes from one on; the arguments are (shard, lane, limit).
 const LANES: &str = "select p.lane, p.next_at from aq_outbox_parked p
@@ -76,7 +82,8 @@ macro_rules! keep_sent {
 const KEEP: &str = keep_sent!("aq_outbox");
 const KEEP_PARKED: &str = keep_sent!("aq_outbox_parked");
 
-/// Moves rows to the line of their lane; the arguments are (lane, attempts, next_at, error, shard, ids, shard, ids).
+/// Moves rows to the line of their lane; the arguments are (lane, attempts, when due, error, shard, ids, shard,
+/// ids).
 const PARK: &str = "
     insert into aq_outbox_parked (id, shard, lane, topic, key, event_id, type, source, time, content_type, headers, data,
         content, written_at, attempts, next_at, error)
@@ -101,10 +108,13 @@ const FORGET_CHUNK: usize = 1_000;
 
 /// Every statement of this file, for the test of their plans.
 #[cfg(test)]
-pub(super) const ALL: [&str; 14] = [
+pub(super) const ALL: [&str; 17] = [
     READ,
+    READ_OTHERS,
     READ_MANY,
     READ_PARKED,
+    WHOLE,
+    WHOLE_PARKED,
     LANES,
     DELETE,
     DELETE_PARKED,
@@ -141,20 +151,30 @@ impl<H: Home> OutboxSource for SqlOutbox<H> {
         Box::pin(std::future::ready(Ok(Arc::new(keeper) as Arc<dyn Keeper>)))
     }
 
-    fn read<'a>(&'a self, shards: &'a [u32], limit_each: usize) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {
+    fn read<'a>(
+        &'a self,
+        shards: &'a [u32],
+        limit_each: usize,
+        except: &'a [i64],
+    ) -> BoxFuture<'a, Result<Vec<OutboxRow>, StoreError>> {
         Box::pin(async move {
             let mut session = self.0.read().await?;
             let limit = sql_limit(limit_each);
-            let rows = match shards {
-                [shard] => session.fetch(READ, vec![i64::from(*shard).into(), limit]).await?,
+            let found = match shards {
+                [shard] if except.is_empty() => session.fetch(READ, vec![i64::from(*shard).into(), limit]).await?,
+                [shard] => {
+                    let args = vec![i64::from(*shard).into(), except.to_vec().into(), limit];
+                    session.fetch(READ_OTHERS, args).await?
+                }
                 _ => {
                     let numbers = shards.iter().map(|shard| i64::from(*shard)).chain(std::iter::repeat(NO_SHARD));
                     let args = numbers.take(SHARDS_MAX).flat_map(|shard| [shard.into(), limit.clone()]);
                     session.fetch(READ_MANY, args.collect()).await?
                 }
             };
-            drop(session);
-            rows.iter().map(|row| outgoing::read(row, false)).collect()
+            let mut rows = found.iter().map(|row| outgoing::brief(row, false)).collect::<Result<Vec<_>, _>>()?;
+            read_whole(&mut *session, WHOLE, &mut rows).await?;
+            Ok(rows)
         })
     }
 
@@ -186,9 +206,10 @@ impl<H: Home> OutboxSource for SqlOutbox<H> {
             for lane in lanes {
                 let args = vec![i64::from(shard).into(), lane.0.cast_signed().into(), sql_limit(limit_each)];
                 for row in session.fetch(READ_PARKED, args).await? {
-                    rows.push(outgoing::read(&row, true)?);
+                    rows.push(outgoing::brief(&row, true)?);
                 }
             }
+            read_whole(&mut *session, WHOLE_PARKED, &mut rows).await?;
             Ok(rows)
         })
     }
@@ -231,6 +252,31 @@ impl<H: Home> OutboxSource for SqlOutbox<H> {
 
 pub(super) fn sql_limit(limit: usize) -> Value {
     i64::try_from(limit).unwrap_or(i64::MAX).into()
+}
+
+/// Reads the rest of rows whose content was of no use.
+async fn read_whole(session: &mut dyn Session, sql: &'static str, rows: &mut Vec<OutboxRow>) -> Result<(), StoreError> {
+    let mut shards: BTreeMap<u32, Vec<i64>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.event.is_err()) {
+        shards.entry(row.shard).or_default().push(row.id);
+    }
+    if shards.is_empty() {
+        return Ok(());
+    }
+    let mut found = BTreeMap::new();
+    for (shard, ids) in shards {
+        for columns in session.fetch(sql, vec![i64::from(shard).into(), ids.into()]).await? {
+            found.insert(columns.int(0)?, columns);
+        }
+    }
+    // Somebody has deleted what is not there any more.
+    rows.retain(|row| row.event.is_ok() || found.contains_key(&row.id));
+    for row in rows.iter_mut().filter(|row| row.event.is_err()) {
+        if let Some(columns) = found.get(&row.id) {
+            outgoing::whole(columns, row)?;
+        }
+    }
+    Ok(())
 }
 
 /// One statement, which answers how many rows it has changed.

@@ -2,7 +2,7 @@
 //! files, behind [`Server`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -13,9 +13,11 @@ use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
+use super::schema::Migrated;
 use super::server_floors::Floors;
+use super::server_inbox::{RETENTION, keep_house};
 use super::server_outbox::Written;
-use super::server_tx::{End, Ended, Limits};
+use super::server_tx::{End, Ended, Limits, Open, Steps};
 use super::store::{Home, HomeCalls, SqlStore};
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -90,6 +92,12 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     /// Writes an event into the inbox; changes nothing, or fails as a duplicate, if it is there.
     const INBOX: &'static str;
 
+    /// Deletes from the inbox a thousand effects from before a time that nobody can ask for again.
+    const SWEEP: &'static str;
+
+    /// Answers about how many effects the inbox holds, without counting.
+    const INBOX_ABOUT: &'static str;
+
     /// Locks the fence and compares it; for [`end`](Self::end) alone.
     const FENCE: &'static str;
 
@@ -102,6 +110,7 @@ pub(crate) trait Calls: sqlx::Database + Sized {
         connection: &'a mut Self::Connection,
         fence: &'a Statement,
         end: End,
+        steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
     /// Waits for these locks until they are this transaction's; its end lets them go.
@@ -161,6 +170,9 @@ pub(crate) struct Statement {
 /// busy handlers cannot keep a lease from being renewed. The tables begin with a prefix, `aq_` unless it is changed.
 pub struct ServerDatabase<DB: Server>(Arc<Shared<DB>>);
 
+/// A database that is not kept from being closed.
+pub(super) struct Unowned<DB: Server>(Weak<Shared<DB>>);
+
 struct Shared<DB: Server> {
     own: Pool<DB>,
     handlers: Pool<DB>,
@@ -175,6 +187,8 @@ struct Shared<DB: Server> {
     behind_pooler: bool,
     floors: Floors,
     hint: Hint,
+    retention: Duration,
+    steps: Steps,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
     translated: RwLock<BTreeMap<(usize, usize), Statements>>,
     /// Connections that handlers have given back in good order; the pool would ask each of them first.
@@ -206,6 +220,8 @@ pub struct ServerOptions<DB: Server> {
     isolation: Isolation,
     migrate: bool,
     behind_pooler: bool,
+    retention: Duration,
+    steps: Steps,
 }
 
 impl<DB: Server> ServerOptions<DB> {
@@ -250,8 +266,39 @@ impl<DB: Server> ServerOptions<DB> {
         self
     }
 
+    /// How long an effect is remembered at least by the identity of its event. One that was published again later, as a new
+    /// message, takes effect again; a delivery of the same message never does. Defaults to 7 days.
+    pub fn inbox_retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Is told of each step inside a handler's transaction that no port shows, so that a test can end its process there.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn steps(mut self, told: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
+        self.steps = Steps::told_to(told);
+        self
+    }
+
     /// Connects, and looks whether the tables are there.
     pub async fn connect(self) -> Result<ServerDatabase<DB>, StoreError> {
+        let migrate = self.migrate;
+        let database = self.open()?;
+        if migrate {
+            database.migrate().await?;
+        } else {
+            database.check_schema().await?;
+        }
+        tokio::spawn(keep_house(Unowned(Arc::downgrade(&database.0))));
+        Ok(database)
+    }
+
+    /// Brings the tables to this version, for programs that leave them alone, and says which version they had.
+    pub async fn migrate(self) -> Result<Migrated, StoreError> {
+        self.open()?.migrate().await
+    }
+
+    fn open(self) -> Result<ServerDatabase<DB>, StoreError> {
         check_prefix(&self.prefix)?;
         let Some(options) = self.options else {
             let text = format!("the URL of the {} database cannot be read: it is like {}", DB::NAME, DB::URL);
@@ -268,7 +315,7 @@ impl<DB: Server> ServerOptions<DB> {
                 .test_before_acquire(false)
                 .connect_lazy_with(options.clone())
         };
-        let database = ServerDatabase(Arc::new(Shared {
+        Ok(ServerDatabase(Arc::new(Shared {
             own: pool(OWN_CONNECTIONS),
             handlers: pool(self.handlers),
             address,
@@ -279,15 +326,11 @@ impl<DB: Server> ServerOptions<DB> {
             shards: RwLock::default(),
             floors: Floors::default(),
             hint: Hint::default(),
+            retention: self.retention,
+            steps: self.steps,
             translated: RwLock::default(),
             warm: Mutex::default(),
-        }));
-        if self.migrate {
-            database.migrate().await?;
-        } else {
-            database.check_schema().await?;
-        }
-        Ok(database)
+        })))
     }
 }
 
@@ -320,6 +363,8 @@ impl<DB: Server> ServerDatabase<DB> {
             isolation: Isolation::default(),
             migrate: true,
             behind_pooler: false,
+            retention: RETENTION,
+            steps: Steps::default(),
         }
     }
 
@@ -335,11 +380,11 @@ impl<DB: Server> ServerDatabase<DB> {
         &self.0.prefix
     }
 
-    /// Brings the tables to this version; safe while programs of the version before are running, and when several do it at
-    /// the same time.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
+    /// Brings the tables to this version, and says which one they had; safe while programs of the version before are running,
+    /// and when several do it at the same time.
+    pub async fn migrate(&self) -> Result<Migrated, StoreError> {
         if self.version().await? == KNOWN {
-            return Ok(());
+            return Ok(Migrated { from: KNOWN, to: KNOWN });
         }
         let mut connection = self.acquire(&self.0.own).await?;
         // Closing it ends whatever is open, and lets the lock go.
@@ -354,7 +399,8 @@ impl<DB: Server> ServerDatabase<DB> {
         for (to, sql) in (1..).zip(DB::MIGRATIONS).skip(found as usize) {
             run(&mut connection, step(&self.0.prefix, sql, to)).await?;
         }
-        run(&mut connection, "commit".to_owned()).await
+        run(&mut connection, "commit".to_owned()).await?;
+        Ok(Migrated { from: found, to: KNOWN })
     }
 
     /// Refuses tables that are missing, older or newer.
@@ -393,13 +439,13 @@ impl<DB: Server> ServerDatabase<DB> {
         let begin = DB::begin_attempt(self.0.isolation, limits);
         loop {
             let warm = self.0.warm.lock().pop();
-            let Some(mut connection) = warm else {
+            let Some(connection) = warm else {
                 return self.begun(&self.0.handlers, begin).await.map_err(|failed| failed.error);
             };
-            match begin_on::<DB>(&mut connection, &begin).await {
-                Ok(()) => return Ok(connection),
-                // The server has closed it since; then it has closed others too.
-                Err(_) => connection.close_on_drop(),
+            let mut connection = Open(Some(connection));
+            // One that fails was closed by the server since; then it has closed others too.
+            if begin_on::<DB>(connection.get()?, &begin).await.is_ok() {
+                return connection.ended();
             }
         }
     }
@@ -432,6 +478,14 @@ impl<DB: Server> ServerDatabase<DB> {
         &self.0.floors
     }
 
+    pub(super) fn retention(&self) -> Duration {
+        self.0.retention
+    }
+
+    pub(super) fn steps(&self) -> &Steps {
+        &self.0.steps
+    }
+
     /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
     pub(super) fn give_back(&self, connection: PoolConnection<DB>) {
         self.0.warm.lock().push(connection);
@@ -461,28 +515,34 @@ impl<DB: Server> ServerDatabase<DB> {
 
     /// One try at a transaction of the library's own.
     async fn transaction(&self, work: &mut dyn Work) -> Result<(), Failed> {
-        let mut connection = self.begun(&self.0.own, DB::BEGIN.to_owned()).await?;
-        let mut session = Within { database: self, connection: &mut connection, failed: None };
+        let mut open = Open(Some(self.begun(&self.0.own, DB::BEGIN.to_owned()).await?));
+        let connection = open.get()?;
+        let mut session = Within { database: self, connection, failed: None };
         let done = work.run(&mut session).await;
         let failed = session.failed.take();
-        match done {
-            Ok(()) => DB::Manager::commit(&mut connection).await.map_err(|e| self.failed(&e)),
-            Err(error) => {
-                if DB::Manager::rollback(&mut connection).await.is_err() {
-                    connection.close_on_drop();
-                }
-                Err(Failed { error, again: failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_))) })
+        let (ended, done) = match done {
+            Ok(()) => {
+                let committed = DB::Manager::commit(connection).await;
+                (committed.is_ok(), committed.map_err(|e| self.failed(&e)))
             }
+            Err(error) => {
+                let again = failed.is_some_and(|meaning| matches!(meaning, Meaning::GivenUp(_)));
+                (DB::Manager::rollback(connection).await.is_ok(), Err(Failed { error, again }))
+            }
+        };
+        if ended {
+            open.ended()?;
         }
+        done
     }
 
     /// A connection with a transaction begun on it. One that the server has closed meanwhile is replaced.
     async fn begun(&self, pool: &Pool<DB>, begin: String) -> Result<PoolConnection<DB>, Failed> {
         loop {
-            let mut connection = pool.acquire().await.map_err(|e| self.failed(&e))?;
-            let done = begin_on::<DB>(&mut connection, &begin).await;
-            let Err(error) = done else { return Ok(connection) };
-            connection.close_on_drop();
+            let mut open = Open(Some(pool.acquire().await.map_err(|e| self.failed(&e))?));
+            let done = begin_on::<DB>(open.get()?, &begin).await;
+            let Err(error) = done else { return Ok(open.ended()?) };
+            drop(open);
             if !broken::<DB>(&error) || pool.num_idle() == 0 {
                 return Err(self.failed(&error));
             }
@@ -507,6 +567,12 @@ async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> R
 struct Failed {
     error: StoreError,
     again: bool,
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self { error, again: false }
+    }
 }
 
 /// One step of the migrations, with the note of the version that it leads to.
@@ -563,6 +629,13 @@ fn explain<DB: Server>(address: &str, error: &sqlx::Error) -> StoreError {
     }
 }
 
+impl<DB: Server> Unowned<DB> {
+    /// The database, if somebody has it still.
+    pub(super) fn upgrade(&self) -> Option<ServerDatabase<DB>> {
+        self.0.upgrade().map(ServerDatabase)
+    }
+}
+
 impl<DB: Server> Clone for ServerDatabase<DB> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -604,7 +677,7 @@ impl<DB: Server> HomeCalls for ServerDatabase<DB> {
         Box::pin(self.settled(claim, floor))
     }
 
-    fn applied(&self, row: Option<[i64; 3]>) {
+    fn applied(&self, row: Option<[i64; 4]>) {
         self.0.floors.row(row);
     }
 }

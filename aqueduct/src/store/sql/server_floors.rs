@@ -37,7 +37,9 @@ const WHY: &str = "select s.epoch, f.floor from aq_shards s left join aq_settled
 
 const EFFECT: &str = "select 1 from aq_inbox where consumer = ? and source = ? and id = ?";
 
-const ROW: &str = "select 1 from aq_rows where shard = ? and position = ? and idx = ?";
+/// Whoever has replaced its owner may have finished it.
+const ROW: &str = "select 1 from aq_shards s where s.id = ? and (s.epoch > ? or exists (
+    select 1 from aq_rows where shard = ? and position = ? and idx = ?))";
 
 /// What was confirmed, and what waits to be written.
 #[derive(Default)]
@@ -51,10 +53,20 @@ struct State {
     /// A task writes them, or will in a moment.
     writing: bool,
     written_at: Option<Instant>,
-    /// The last effect that was committed: consumer, source and id.
-    effect: Option<(Text, Text, Text)>,
-    /// The last row that was parked: shard, position and index.
-    row: Option<[i64; 3]>,
+    /// The last effect that was committed.
+    effect: Option<Effect>,
+    /// The last row that was parked: shard, position, index, and the epoch of its owner.
+    row: Option<[i64; 4]>,
+}
+
+/// An effect as the inbox has it, and where its event stood.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Effect {
+    pub(super) consumer: Text,
+    pub(super) source: Text,
+    pub(super) id: Text,
+    pub(super) shard: i64,
+    pub(super) position: Position,
 }
 
 struct Pending {
@@ -64,12 +76,12 @@ struct Pending {
 }
 
 impl Floors {
-    pub(super) fn effect(&self, consumer: &Text, source: &Text, id: &Text) {
-        self.0.lock().effect = Some((consumer.clone(), source.clone(), id.clone()));
+    pub(super) fn effect(&self, effect: Effect) {
+        self.0.lock().effect = Some(effect);
     }
 
-    /// A row was written, or is not there any more.
-    pub(super) fn row(&self, row: Option<[i64; 3]>) {
+    /// A row was written, or will not be there any more.
+    pub(super) fn row(&self, row: Option<[i64; 4]>) {
         self.0.lock().row = row;
     }
 
@@ -77,11 +89,26 @@ impl Floors {
         self.0.lock().confirmed.insert(shard, floor);
     }
 
+    /// The effect is there. If its floor is too, which was written later, that is what will be compared: the inbox may forget
+    /// the effect when its time is over.
+    fn found(&self, effect: &Effect) {
+        let mut state = self.0.lock();
+        let passed = state.confirmed.get(&effect.shard).is_some_and(|floor| *floor >= Some(effect.position));
+        if passed && state.effect.as_ref() == Some(effect) {
+            state.effect = None;
+        }
+    }
+
+    /// Somebody has forgotten effects or rows on purpose.
+    pub(super) fn none_is_missed(&self) {
+        let mut state = self.0.lock();
+        (state.effect, state.row) = (None, None);
+    }
+
     /// Everything is looked at anew.
     fn forget(&self) {
-        let mut state = self.0.lock();
-        state.confirmed.clear();
-        (state.effect, state.row) = (None, None);
+        self.0.lock().confirmed.clear();
+        self.none_is_missed();
     }
 }
 
@@ -140,8 +167,8 @@ async fn write_floors<DB: Server>(database: ServerDatabase<DB>) {
 /// Floors on their way to the database: shard, the floor before, and the new one.
 struct Moves {
     all: Vec<(i64, Option<Position>, Pending)>,
-    effect: Option<(Text, Text, Text)>,
-    row: Option<[i64; 3]>,
+    effect: Option<Effect>,
+    row: Option<[i64; 4]>,
     now: i64,
 }
 
@@ -153,8 +180,9 @@ impl Moves {
             before: *before,
             floor: *floor,
         });
-        let step = Write { moves: moves.collect(), effect: self.effect, row: self.row, now: self.now };
-        let written = SqlStore::new(database).write(step).await;
+        let (moves, effect, database) = (moves.collect(), self.effect.clone(), database.clone());
+        let step = Write { moves, effect, row: self.row, now: self.now, database: database.clone() };
+        let written = SqlStore::new(&database).write(step).await;
         if matches!(written, Err(StoreError::Refused(_))) {
             database.floors().forget();
         }
@@ -175,6 +203,9 @@ impl Moves {
                 let _ = back.send(answer);
             }
         }
+        if let (Ok(_), Some(effect)) = (&written, self.effect) {
+            database.floors().found(&effect);
+        }
     }
 }
 
@@ -185,14 +216,15 @@ struct Move {
     floor: Position,
 }
 
-struct Write {
+struct Write<DB: Server> {
     moves: Vec<Move>,
-    effect: Option<(Text, Text, Text)>,
-    row: Option<[i64; 3]>,
+    effect: Option<Effect>,
+    row: Option<[i64; 4]>,
     now: i64,
+    database: ServerDatabase<DB>,
 }
 
-impl Step for Write {
+impl<DB: Server> Step for Write<DB> {
     /// For each floor the epoch of who has replaced its owner, if somebody has.
     type Answer = Vec<Option<Epoch>>;
 
@@ -202,12 +234,17 @@ impl Step for Write {
             for step in &self.moves {
                 answers.push(step.run(session, self.now).await?);
             }
-            if let Some((consumer, source, id)) = &self.effect {
+            if let Some(Effect { consumer, source, id, .. }) = &self.effect {
                 let args = vec![consumer.into(), source.into(), id.into()];
                 there(session, EFFECT, args).await?;
             }
-            if let Some(row) = self.row {
-                there(session, ROW, row.map(Value::Int).into()).await?;
+            if let Some(row @ [shard, .., epoch]) = self.row {
+                let args = [shard, epoch, shard, row[1], row[2]].map(Value::Int);
+                let missing = session.fetch(ROW, args.into()).await?.is_empty();
+                // Unless it has been finished meanwhile.
+                if missing && self.database.floors().0.lock().row == self.row {
+                    return Err(lost());
+                }
             }
             Ok(answers)
         })

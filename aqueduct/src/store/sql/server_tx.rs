@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::dialect::Value;
 use super::outbox::{How, Outbox};
 use super::server::{Meaning, Server, ServerDatabase, meaning};
+use super::server_floors::Effect;
 use super::server_outbox;
 use super::store::{HomeCalls, SqlStore};
 use super::tx::{Begun, Lends, TxDatabase};
@@ -25,7 +26,7 @@ use crate::clock::Lease;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
-use crate::topic::{Epoch, Topic};
+use crate::topic::{Epoch, Position, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
 const LONGEST: Duration = Duration::from_hours(1);
@@ -53,6 +54,7 @@ pub struct ServerTx<DB: Server> {
     event: Arc<Event>,
     /// The fence of its partition.
     shard: i64,
+    position: Position,
     /// There until it is given back, with which it ends.
     connection: Option<PoolConnection<DB>>,
 }
@@ -92,10 +94,10 @@ impl<DB: Server> Unit for ServerTx<DB> {
             let (lease, database) = (&self.origin.lease, self.database.clone());
             let end = End { shard: self.shard, epoch: self.origin.epoch, left: remaining(lease, &database) };
             let fence = database.one(DB::FENCE);
-            let ended = DB::end(&mut *self, &fence, end).await.map_err(|e| why(&database, &e))?;
+            let ended = DB::end(&mut *self, &fence, end, database.steps()).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
-                    database.floors().effect(&self.origin.consumer, &self.event.source, &self.event.id);
+                    database.floors().effect(self.effect());
                     self.give_back();
                 }
                 Ended::Replaced(held) => return Err(self.replaced(held)),
@@ -121,10 +123,59 @@ impl<DB: Server> ServerTx<DB> {
         }
     }
 
+    fn effect(&self) -> Effect {
+        let (consumer, shard, position) = (self.origin.consumer.clone(), self.shard, self.position);
+        Effect { consumer, source: self.event.source.clone(), id: self.event.id.clone(), shard, position }
+    }
+
     fn replaced(&self, held: Option<i64>) -> Error {
         let Origin { partition, epoch, .. } = &*self.origin;
         let held = Epoch(held.unwrap_or(0).cast_unsigned());
         Error::from(StoreError::Fenced { partition: partition.clone(), held, ours: *epoch }).uncounted()
+    }
+}
+
+/// A connection inside a transaction, or on the way into one. Dropped there, because nobody waits for it any more, it is
+/// closed: the pool would hand it on with the transaction open, and with what it has locked.
+pub(super) struct Open<DB: Server>(pub(super) Option<PoolConnection<DB>>);
+
+impl<DB: Server> Open<DB> {
+    pub(super) fn get(&mut self) -> Result<&mut PoolConnection<DB>, StoreError> {
+        self.0.as_mut().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
+    }
+
+    /// It may be used by others, or its holder sees to it.
+    pub(super) fn ended(mut self) -> Result<PoolConnection<DB>, StoreError> {
+        self.0.take().ok_or_else(|| StoreError::Unavailable("the connection was lost".into()))
+    }
+}
+
+impl<DB: Server> Drop for Open<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.0 {
+            connection.close_on_drop();
+        }
+    }
+}
+
+/// Who is told of steps inside a transaction: nobody but tests.
+#[derive(Clone, Default)]
+pub(crate) struct Steps(#[cfg(any(test, feature = "testing"))] Option<Arc<dyn Fn(&'static str) + Send + Sync>>);
+
+impl Steps {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn told_to(told: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(told)))
+    }
+
+    #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "there is nobody to tell"))]
+    pub(crate) fn reach(&self, step: &'static str) {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(told) = &self.0 {
+            told(step);
+        }
+        #[cfg(not(any(test, feature = "testing")))]
+        let _ = step;
     }
 }
 
@@ -195,9 +246,10 @@ impl<DB: Server> Lends for DB {
             let shard = shard.map_err(|e| Error::from(e).uncounted())?;
             let connection = database.begin_attempt(Limits::until(call.deadline())).await;
             let connection = connection.map_err(|e| Error::from(e).uncounted())?;
+            database.steps().reach("begun");
             let (origin, event) = (Arc::clone(call.origin()), Arc::clone(call.event_arc()));
-            let (database, connection) = (database.clone(), Some(connection));
-            let mut held = Box::new(ServerTx { database, origin, event, shard, connection });
+            let (database, position, connection) = (database.clone(), call.place().position, Some(connection));
+            let mut held = Box::new(ServerTx { database, origin, event, shard, position, connection });
             if enter(&mut held, call).await? {
                 return Ok(Some((*held, None)));
             }

@@ -20,6 +20,7 @@ use super::append::Inserts;
 use super::dialect::{Database, Kind, Session, SqlRow, Value, Work};
 use super::inbox::{Entry, SWEEP_EVERY, Sweep};
 use super::place::Place;
+use super::schema::Migrated;
 use super::store::{Home, HomeCalls, SqlStore};
 use super::wal;
 use super::writer::{AnyTask, Loan, Task, Writer};
@@ -125,8 +126,13 @@ impl SqliteOptions {
         self
     }
 
-    /// Opens the file, or creates it, and brings its tables to this version.
-    pub async fn open(self) -> Result<SqliteFile, StoreError> {
+    /// Brings the tables to this version, as opening does, and says which version they had.
+    pub async fn migrate(self) -> Result<Migrated, StoreError> {
+        self.connect().await.map(|(.., migrated)| migrated)
+    }
+
+    /// A connection to the file, which is there by now, with its tables.
+    async fn connect(&self) -> Result<(PathBuf, SqliteConnectOptions, SqliteConnection, Migrated), StoreError> {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = folder.canonicalize().map_err(|e| no_folder(&self.path, &e))?;
         let path = folder.join(self.path.file_name().unwrap_or_default());
@@ -136,7 +142,13 @@ impl SqliteOptions {
         check_wal(&path).await?;
         let options = connect_options(&path, self.full);
         let mut connection = options.connect().await.map_err(|e| explain(&path, e))?;
-        migrate(&path, &mut connection).await?;
+        let migrated = migrate(&path, &mut connection).await?;
+        Ok((path, options, connection, migrated))
+    }
+
+    /// Opens the file, or creates it, and brings its tables to this version.
+    pub async fn open(self) -> Result<SqliteFile, StoreError> {
+        let (path, options, mut connection, _) = self.connect().await?;
         check_small_tables(&path, &mut connection).await?;
         let identity = identity(&mut connection).await.map_err(|e| explain(&path, e))?;
         let place = Place::of(&path);
@@ -186,6 +198,17 @@ impl SqliteFile {
     /// are not reliable on one, and a crash can damage the file; opening a file there warns.
     pub fn network(path: impl AsRef<Path>) -> Option<&'static str> {
         network(path.as_ref())
+    }
+
+    /// The SQL that makes the tables, in steps: the first makes those of version 1, each one after it brings them to the next.
+    pub fn migrations() -> Vec<String> {
+        let noted = |(to, sql): (u32, &&str)| match to {
+            1 => format!(
+                "{sql}create table aq_schema (version integer not null);\ninsert into aq_schema (version) values (1);\n"
+            ),
+            _ => format!("{sql}update aq_schema set version = {to};\n"),
+        };
+        (1..).zip(&MIGRATIONS).map(noted).collect()
     }
 
     /// Where it is.
@@ -466,18 +489,19 @@ fn connect_options(path: &Path, full: bool) -> SqliteConnectOptions {
 }
 
 /// Brings the tables to this version, in one transaction.
-async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<Migrated, StoreError> {
     let failed = |e| explain(path, e);
     let known = MIGRATIONS.len();
+    let number = |n| u32::try_from(n).unwrap_or(u32::MAX);
+    let to = number(known);
     if version(connection).await.map_err(failed)? == known {
-        return Ok(());
+        return Ok(Migrated { from: to, to });
     }
     run("begin immediate", connection).await.map_err(failed)?;
     // Another process may have done it while this one waited for its turn.
     let found = version(connection).await.map_err(failed)?;
     if found > known {
-        let [found, known] = [found, known].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        return Err(StoreError::TooNew { found, known });
+        return Err(StoreError::TooNew { found: number(found), known: to });
     }
     for migration in &MIGRATIONS[found..] {
         run(migration, connection).await.map_err(failed)?;
@@ -490,7 +514,8 @@ async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), S
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
-    run("commit", connection).await.map_err(failed)
+    run("commit", connection).await.map_err(failed)?;
+    Ok(Migrated { from: number(found), to })
 }
 
 /// Reads the write-ahead log once, before SQLite does.

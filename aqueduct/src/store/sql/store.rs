@@ -50,8 +50,8 @@ pub(crate) trait HomeCalls {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// A row was parked, or rows were finished.
-    fn applied(&self, _row: Option<[i64; 3]>) {}
+    /// A row was parked, or rows are being finished.
+    fn applied(&self, _row: Option<[i64; 4]>) {}
 }
 
 /// A store in an SQL database: parked events, dead letters and commands, there after a crash.
@@ -144,8 +144,12 @@ impl<H: Home> Store for SqlStore<H> {
                 _ => &[],
             });
             self.admit(&claim.partition, rows)?;
+            // Before it is done: whoever looks for a row meanwhile must not miss it.
+            if ops.iter().any(|op| matches!(op, Op::Finish(_) | Op::Floor(_))) {
+                self.home.applied(None);
+            }
             let (shard, answers) = self.write(Apply { claim: claim.clone(), ops: ops.to_vec() }).await?;
-            self.home.applied(last_row(shard, ops));
+            self.home.applied(last_row(shard, claim, ops, &answers));
             Ok(answers)
         })
     }
@@ -292,14 +296,14 @@ impl Step for Apply {
 }
 
 /// The row that was written last; none if one was finished after it, which may be that one.
-fn last_row(shard: i64, ops: &[Op]) -> Option<[i64; 3]> {
-    let place = match ops.last()? {
-        Op::Put(rows) => rows.last()?.place,
-        Op::Append { row, .. } => row.place,
+fn last_row(shard: i64, claim: &Claim, ops: &[Op], answers: &[Applied]) -> Option<[i64; 4]> {
+    let place = match (ops.last()?, answers.last()?) {
+        (Op::Put(rows), _) => rows.last()?.place,
+        (Op::Append { row, .. }, Applied::Appended | Applied::Present { .. }) => row.place,
         _ => return None,
     };
     let (position, index) = rows::columns_of(place)?;
-    Some([shard, position, index])
+    Some([shard, position, index, claim.epoch.0.cast_signed()])
 }
 
 struct Bury {
