@@ -26,6 +26,12 @@ mod process;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;
+#[cfg(unix)]
+mod relay_delay;
+#[cfg(unix)]
+mod relay_processes;
+#[cfg(unix)]
+mod relay_worker;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;
