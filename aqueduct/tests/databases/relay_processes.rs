@@ -323,7 +323,7 @@ async fn keeps_order_under_faults<DB: TestDatabase>(locks: Locks) {
     until(&site, WAITING, 0).await;
     let drained = ended.elapsed();
     relays.leave().await;
-    let committed = writers.committed.lock();
+    let committed = std::mem::take(&mut *writers.committed.lock());
     assert_eq!(site.count("select count(*) from aq_orders").await, i64::try_from(committed.len()).unwrap());
     let longest = judge(&committed, &read_stream(folder.path()).await).unwrap();
     println!(

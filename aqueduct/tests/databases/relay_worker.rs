@@ -206,7 +206,7 @@ async fn sell_and_die<DB: TestDatabase>(site: &Server<DB>, moment: Duration) {
 async fn input_ends(struck: Arc<AtomicBool>) {
     let (tell, told) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        for _ in std::io::stdin().bytes().map_while(Result::ok) {
+        for _ in std::io::stdin().lock().bytes().map_while(Result::ok) {
             struck.store(true, Ordering::SeqCst);
         }
         let _ = tell.send(());
@@ -230,7 +230,9 @@ impl Broker for Telling {
     fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Vec<Result<Receipt, BrokerError>>> {
         if self.times {
             let now = Clock::system().boot().0;
-            messages.iter().for_each(|message| say(format_args!("at {now} {}", id_of(message))));
+            for message in &messages {
+                say(format_args!("at {now} {}", id_of(message)));
+            }
         }
         let answers = self.inner.publish(messages);
         Box::pin(async move {
