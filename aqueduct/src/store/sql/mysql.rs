@@ -82,7 +82,13 @@ impl Calls for MySql {
         statement: &'a Statement,
         args: Vec<Value>,
     ) -> BoxFuture<'a, Result<u64, sqlx::Error>> {
-        Box::pin(async move { Ok(query(statement, args).execute(connection).await?.rows_affected()) })
+        Box::pin(async move {
+            let done = match plain(statement, &args) {
+                Some(sql) => sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?,
+                None => query(statement, args).execute(connection).await?,
+            };
+            Ok(done.rows_affected())
+        })
     }
 
     fn fetch<'a>(
@@ -95,7 +101,10 @@ impl Calls for MySql {
                 let done = query(statement, args).execute(connection).await?;
                 return Ok(vec![SqlRow(vec![Value::Int(done.last_insert_id().cast_signed())])]);
             }
-            let rows = query(statement, args).fetch_all(connection).await?;
+            let rows = match plain(statement, &args) {
+                Some(sql) => sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?,
+                None => query(statement, args).fetch_all(connection).await?,
+            };
             rows.iter().map(sql_row).collect()
         })
     }
@@ -334,7 +343,7 @@ type Query<'q> = sqlx::query::Query<'q, MySql, MySqlArguments>;
 
 fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
     let lists = args.iter().any(|arg| matches!(arg, Value::Ints(_)));
-    let sql = if lists { with_lists(&statement.sql, &args).into() } else { Arc::clone(&statement.sql) };
+    let sql = if lists { with_lists(&statement.sql, &args, false).into() } else { Arc::clone(&statement.sql) };
     let query = sqlx::query(AssertSqlSafe(sql)).persistent(!lists);
     args.into_iter().fold(query, |query, value| match value {
         Value::Ints(_) => query,
@@ -346,8 +355,17 @@ fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
     })
 }
 
-/// Lists of numbers have no argument of their own here: they are put in.
-fn with_lists(sql: &str, args: &[Value]) -> String {
+/// A statement with lists that has numbers only, to be sent as it is. Prepared for one use it would be closed afterwards, by a
+/// message without an answer, and what is sent next would wait 40 ms for the server to acknowledge that: sqlx's sockets send
+/// nothing small before (Nagle's algorithm).
+fn plain(statement: &Statement, args: &[Value]) -> Option<String> {
+    let numbers = args.iter().all(|arg| matches!(arg, Value::Ints(_) | Value::Int(_)));
+    let lists = args.iter().any(|arg| matches!(arg, Value::Ints(_)));
+    (lists && numbers).then(|| with_lists(&statement.sql, args, true))
+}
+
+/// Lists of numbers have no argument of their own here: they are put in, and other numbers too if that is wanted.
+fn with_lists(sql: &str, args: &[Value], numbers: bool) -> String {
     let mut parts = sql.split('?');
     let mut with = parts.next().unwrap_or_default().to_owned();
     for (part, arg) in parts.zip(args) {
@@ -361,6 +379,9 @@ fn with_lists(sql: &str, args: &[Value]) -> String {
                 // An empty list is no list in SQL.
                 let list = if list.is_empty() { "null" } else { &list };
                 with = format!("{before}in ({list}");
+            }
+            (Value::Int(int), _) if numbers => {
+                let _ = write!(with, "{int}");
             }
             _ => with.push('?'),
         }
@@ -386,6 +407,16 @@ fn sql_row(row: &MySqlRow) -> Result<SqlRow, sqlx::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_and_numbers_are_put_in() {
+        let args = [Value::Int(-3), Value::Ints(vec![1, 22]), Value::Int(7)];
+        let sql = "select a from t where b = ? and c in_ints(?) limit ?";
+        assert_eq!(with_lists(sql, &args, true), "select a from t where b = -3 and c in (1, 22) limit 7");
+        assert_eq!(with_lists(sql, &args, false), "select a from t where b = ? and c in (1, 22) limit ?");
+        let nothing = [Value::Int(3), Value::Ints(Vec::new()), Value::Int(7)];
+        assert_eq!(with_lists(sql, &nothing, true), "select a from t where b = 3 and c in (null) limit 7");
+    }
 
     #[test]
     fn statements_of_the_store_become_those_of_mysql() {
