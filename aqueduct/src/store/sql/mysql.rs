@@ -211,14 +211,16 @@ impl Calls for MySql {
         rows: Vec<Written>,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         Box::pin(async move {
-            for rows in rows.chunks(ROWS_A_STATEMENT) {
+            let mut rest = &rows[..];
+            while !rest.is_empty() {
+                // Of few lengths, so that all are prepared once: what is closed after one use holds up what follows (`plain`).
+                let (rows, others) = rest.split_at(1 << rest.len().min(ROWS_A_STATEMENT).ilog2());
+                rest = others;
                 let places = vec!["(?, ?, ?, ?, ?, ?)"; rows.len()].join(", ");
                 let sql = format!(
                     "insert into {prefix}outbox (topic, `key`, event_id, type, source, content) values {places}"
                 );
-                // Only the statements of usual lengths are worth being prepared for longer.
-                let usual = rows.len() == 1 || rows.len() == ROWS_A_STATEMENT;
-                let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(usual);
+                let mut query = sqlx::query(AssertSqlSafe(sql));
                 for (topic, key, id, kind, source, content) in rows {
                     let bytes = |text: &Text| text.as_str().as_bytes().to_vec();
                     query = query.bind(bytes(topic)).bind(key.as_ref().map(bytes)).bind(bytes(id));
@@ -235,8 +237,8 @@ impl Calls for MySql {
     }
 }
 
-/// Events that are inserted by one statement.
-const ROWS_A_STATEMENT: usize = 100;
+/// Events that are inserted by one statement at the most.
+const ROWS_A_STATEMENT: usize = 64;
 
 /// A subquery has more than one row.
 const TOO_MANY_ROWS: u16 = 1242;
