@@ -7,11 +7,12 @@ use crate::servers::Servers;
 use crate::sim;
 
 /// Runs fresh seeds of the simulator for some seconds, then kills processes so many times on each database, and the program
-/// with programs as handlers a tenth as often.
-pub(crate) fn run(seconds: u64, rounds: u64) -> Result<()> {
+/// with programs as handlers a tenth as often. Relays are killed and stopped until so many events are published.
+pub(crate) fn run(seconds: u64, rounds: u64, events: u64) -> Result<()> {
     sim::chaos(seconds)?;
     processes(seconds / 2, rounds)?;
     databases(rounds)?;
+    relays(events)?;
     programs(rounds.div_ceil(10))
 }
 
@@ -29,6 +30,15 @@ fn processes(seconds: u64, rounds: u64) -> Result<()> {
 fn databases(rounds: u64) -> Result<()> {
     let mut command = cargo(&["test", "--package", "aqueduct", "--all-features", "--test", "databases", "kills::"]);
     command.args(["--", "--nocapture"]).env("AQUEDUCT_CHAOS_ROUNDS", rounds.to_string());
+    let servers = Servers::for_sources(&["aqueduct/tests/databases"])?;
+    show(command.envs(servers.iter().flat_map(Servers::env)))
+}
+
+/// The tests that kill and stop relays, one after another: four with so many events each.
+fn relays(events: u64) -> Result<()> {
+    let test = ["test", "--package", "aqueduct", "--all-features", "--test", "databases", "whatever_happens_to_relays"];
+    let mut command = cargo(&test);
+    command.args(["--", "--nocapture", "--test-threads", "1"]).env("AQUEDUCT_CHAOS_EVENTS", events.to_string());
     let servers = Servers::for_sources(&["aqueduct/tests/databases"])?;
     show(command.envs(servers.iter().flat_map(Servers::env)))
 }

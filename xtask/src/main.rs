@@ -51,6 +51,9 @@ enum Command {
         /// How often a process is killed at random.
         #[arg(long, default_value_t = 200)]
         rounds: u64,
+        /// How many events relays publish while they are killed and stopped, in each of four tests.
+        #[arg(long, default_value_t = 20_000)]
+        events: u64,
     },
     /// Runs benchmarks and prints a line `name: value (bar B)` for each figure.
     Bench {
@@ -79,7 +82,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { only, list: false } => steps::run(&only),
         Command::Sim { seeds, from } => sim::seeds(from, seeds),
-        Command::Chaos { seconds, rounds } => chaos::run(seconds, rounds),
+        Command::Chaos { seconds, rounds, events } => chaos::run(seconds, rounds, events),
         Command::Bench { name } => bench::run(name.as_deref()),
         Command::Servers => servers::run(),
     }

@@ -67,7 +67,7 @@ pub(crate) trait TestDatabase: Server + TxDatabase {
         outbox: &Outbox<Self>,
         connection: &mut Self::Connection,
         events: Vec<Event>,
-    ) -> impl Future<Output = ()> + Send;
+    ) -> impl Future<Output = aqueduct::Result<()>> + Send;
 }
 
 macro_rules! test_database {
@@ -120,8 +120,12 @@ macro_rules! test_database {
                 Outbox::new(name.to_owned(), database)
             }
 
-            async fn publish_all(outbox: &Outbox<Self>, connection: &mut Self::Connection, events: Vec<Event>) {
-                outbox.publish_all(connection, events).await.unwrap();
+            async fn publish_all(
+                outbox: &Outbox<Self>,
+                connection: &mut Self::Connection,
+                events: Vec<Event>,
+            ) -> aqueduct::Result<()> {
+                outbox.publish_all(connection, events).await.map(drop)
             }
         }
     };
@@ -205,15 +209,15 @@ pub(crate) async fn tables<DB: TestDatabase>() -> (ServerDatabase<DB>, String) {
 
 /// Each test on each server.
 macro_rules! on_servers {
-    ($($name:ident),* $(,)?) => {
+    ($($(#[$attribute:meta])* $name:ident),* $(,)?) => {
         mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $($(#[$attribute])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name::<aqueduct::postgres::Postgres>().await;
             })*
         }
         mod mysql {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $($(#[$attribute])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name::<aqueduct::mysql::MySql>().await;
             })*

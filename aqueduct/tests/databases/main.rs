@@ -33,6 +33,12 @@ mod proxy;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;
+#[cfg(unix)]
+mod relay_delay;
+#[cfg(unix)]
+mod relay_processes;
+#[cfg(unix)]
+mod relay_worker;
 mod service;
 #[cfg(unix)]
 mod stopped;

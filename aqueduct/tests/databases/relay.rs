@@ -4,20 +4,25 @@ use aqueduct::sql::{ServerDatabase, SqlStore};
 use aqueduct::{Event, Outbox, OutboxTable};
 use sqlx::Connection as _;
 
-use crate::fresh::{TestDatabase, tables};
+use crate::fresh::{TestDatabase, prefix};
 use crate::relay_cases::{self as cases, Site};
 
-struct Server<DB: TestDatabase> {
-    database: ServerDatabase<DB>,
-    prefix: String,
-    outbox: Outbox<DB>,
+pub(crate) struct Server<DB: TestDatabase> {
+    pub(crate) database: ServerDatabase<DB>,
+    pub(crate) prefix: String,
+    pub(crate) outbox: Outbox<DB>,
     /// The application's own.
     connection: tokio::sync::Mutex<DB::Connection>,
 }
 
 impl<DB: TestDatabase> Server<DB> {
-    async fn new() -> Self {
-        let (database, prefix) = tables::<DB>().await;
+    pub(crate) async fn new() -> Self {
+        Self::open(prefix()).await
+    }
+
+    /// The tables with this prefix, which are made if they are not there.
+    pub(crate) async fn open(prefix: String) -> Self {
+        let database = DB::options().prefix(prefix.clone()).connect().await.unwrap();
         let outbox = DB::outbox("shop", &database);
         let connection = tokio::sync::Mutex::new(DB::connect().await);
         Self { database, prefix, outbox, connection }
@@ -38,7 +43,7 @@ impl<DB: TestDatabase> Site for Server<DB> {
     async fn write(&self, events: Vec<Event>) {
         let mut connection = self.connection.lock().await;
         let mut tx = connection.begin().await.unwrap();
-        DB::publish_all(&self.outbox, &mut tx, events).await;
+        DB::publish_all(&self.outbox, &mut tx, events).await.unwrap();
         tx.commit().await.unwrap();
     }
 

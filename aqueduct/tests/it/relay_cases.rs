@@ -28,7 +28,7 @@ pub(crate) trait Site: Sync {
     fn changed(&self) -> impl Future<Output = ()> + Send;
 }
 
-const WAITING: &str = "select (select count(*) from aq_outbox) + (select count(*) from aq_outbox_parked)";
+pub(crate) const WAITING: &str = "select (select count(*) from aq_outbox) + (select count(*) from aq_outbox_parked)";
 
 /// Waits until a count is what it should be.
 pub(crate) async fn until(site: &impl Site, sql: &'static str, wanted: i64) {
@@ -54,20 +54,20 @@ pub(crate) fn events(ids: impl Iterator<Item = usize>, keys: usize) -> Vec<Event
 }
 
 /// A relay that runs until it is told to stop.
-struct Running {
+pub(crate) struct Running {
     stop: Arc<Notify>,
     served: tokio::task::JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
-    fn start(relay: Relay) -> Self {
+    pub(crate) fn start(relay: Relay) -> Self {
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let serve = relay.serve().with_graceful_shutdown(async move { stopped.notified().await });
         Self { stop, served: tokio::spawn(serve.into_future()) }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.notify_one();
         tokio::time::timeout(Duration::from_mins(1), self.served).await.expect("it hangs").unwrap().unwrap();
     }

@@ -83,7 +83,13 @@ impl Calls for MySql {
         statement: &'a Statement,
         args: Vec<Value>,
     ) -> BoxFuture<'a, Result<u64, sqlx::Error>> {
-        Box::pin(async move { Ok(query(statement, args).execute(connection).await?.rows_affected()) })
+        Box::pin(async move {
+            let done = match plain(statement, &args) {
+                Some(sql) => sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?,
+                None => query(statement, args).execute(connection).await?,
+            };
+            Ok(done.rows_affected())
+        })
     }
 
     fn fetch<'a>(
@@ -96,7 +102,10 @@ impl Calls for MySql {
                 let done = query(statement, args).execute(connection).await?;
                 return Ok(vec![SqlRow(vec![Value::Int(done.last_insert_id().cast_signed())])]);
             }
-            let rows = query(statement, args).fetch_all(connection).await?;
+            let rows = match plain(statement, &args) {
+                Some(sql) => sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?,
+                None => query(statement, args).fetch_all(connection).await?,
+            };
             rows.iter().map(sql_row).collect()
         })
     }
@@ -205,20 +214,28 @@ impl Calls for MySql {
         kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         Box::pin(async move {
-            for rows in rows.chunks(ROWS_A_STATEMENT) {
-                let places = vec!["(?, ?, ?, ?, ?, ?)"; rows.len()].join(", ");
-                let sql = format!(
-                    "insert into {prefix}outbox (topic, `key`, event_id, type, source, content) values {places}"
-                );
-                // Only the statements of usual lengths are worth being prepared for longer.
-                let usual = kept && (rows.len() == 1 || rows.len() == ROWS_A_STATEMENT);
-                let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(usual);
-                for (topic, key, id, kind, source, content) in rows {
-                    let bytes = |text: &Text| text.as_str().as_bytes().to_vec();
-                    query = query.bind(bytes(topic)).bind(key.as_ref().map(bytes)).bind(bytes(id));
-                    query = query.bind(bytes(kind)).bind(bytes(source)).bind(content.as_slice());
+            const COLUMNS: &str = "(topic, `key`, event_id, type, source, content)";
+            if let ([(topic, key, id, kind, source, content)], true) = (&rows[..], kept) {
+                let bytes = |text: &Text| text.as_str().as_bytes().to_vec();
+                let sql = format!("insert into {prefix}outbox {COLUMNS} values (?, ?, ?, ?, ?, ?)");
+                let query = sqlx::query(AssertSqlSafe(sql)).bind(bytes(topic)).bind(key.as_ref().map(bytes));
+                let query = query.bind(bytes(id)).bind(bytes(kind)).bind(bytes(source)).bind(&content[..]);
+                return query.execute(connection).await.map(drop);
+            }
+            let mut rows = rows.iter().peekable();
+            while rows.peek().is_some() {
+                let mut sql = format!("insert into {prefix}outbox {COLUMNS} values ");
+                let begin = sql.len();
+                while let Some((topic, key, id, kind, source, content)) = rows.next_if(|_| sql.len() < TEXT_MAX) {
+                    sql.push_str(if sql.len() == begin { "(" } else { ", (" });
+                    for text in [Some(topic), key.as_ref(), Some(id), Some(kind), Some(source)] {
+                        push_hex(&mut sql, text.map(|text| text.as_str().as_bytes()));
+                        sql.push_str(", ");
+                    }
+                    push_hex(&mut sql, Some(content));
+                    sql.push(')');
                 }
-                query.execute(&mut *connection).await?;
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
             }
             Ok(())
         })
@@ -229,8 +246,8 @@ impl Calls for MySql {
     }
 }
 
-/// Events that are inserted by one statement.
-const ROWS_A_STATEMENT: usize = 100;
+/// No event is added to a statement that has so many bytes.
+const TEXT_MAX: usize = 512 << 10;
 
 /// A subquery has more than one row.
 const TOO_MANY_ROWS: u16 = 1242;
@@ -337,7 +354,7 @@ type Query<'q> = sqlx::query::Query<'q, MySql, MySqlArguments>;
 
 fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
     let lists = args.iter().any(|arg| matches!(arg, Value::Ints(_)));
-    let sql = if lists { with_lists(&statement.sql, &args).into() } else { Arc::clone(&statement.sql) };
+    let sql = if lists { with_lists(&statement.sql, &args, false).into() } else { Arc::clone(&statement.sql) };
     let query = sqlx::query(AssertSqlSafe(sql)).persistent(statement.kept && !lists);
     args.into_iter().fold(query, |query, value| match value {
         Value::Ints(_) => query,
@@ -349,8 +366,27 @@ fn query(statement: &Statement, args: Vec<Value>) -> Query<'_> {
     })
 }
 
-/// Lists of numbers have no argument of their own here: they are put in.
-fn with_lists(sql: &str, args: &[Value]) -> String {
+/// A statement with lists that has numbers only, to be sent as it is. Prepared for one use it would be closed afterwards, by a
+/// message without an answer, and what is sent next would wait 40 ms for the server to acknowledge that: sqlx's sockets send
+/// nothing small before (Nagle's algorithm).
+fn plain(statement: &Statement, args: &[Value]) -> Option<String> {
+    let numbers = args.iter().all(|arg| matches!(arg, Value::Ints(_) | Value::Int(_)));
+    let lists = args.iter().any(|arg| matches!(arg, Value::Ints(_)));
+    (lists && numbers).then(|| with_lists(&statement.sql, args, true))
+}
+
+/// A value as a statement's text has it. Sent so for the same reason as with [`plain`]: there are too many lengths of inserts for
+/// each to stay prepared.
+fn push_hex(sql: &mut String, value: Option<&[u8]>) {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let Some(bytes) = value else { return sql.push_str("null") };
+    sql.push_str("x'");
+    sql.extend(bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])));
+    sql.push('\'');
+}
+
+/// Lists of numbers have no argument of their own here: they are put in, and other numbers too if that is wanted.
+fn with_lists(sql: &str, args: &[Value], numbers: bool) -> String {
     let mut parts = sql.split('?');
     let mut with = parts.next().unwrap_or_default().to_owned();
     for (part, arg) in parts.zip(args) {
@@ -364,6 +400,9 @@ fn with_lists(sql: &str, args: &[Value]) -> String {
                 // An empty list is no list in SQL.
                 let list = if list.is_empty() { "null" } else { &list };
                 with = format!("{before}in ({list}");
+            }
+            (Value::Int(int), _) if numbers => {
+                let _ = write!(with, "{int}");
             }
             _ => with.push('?'),
         }
@@ -389,6 +428,16 @@ fn sql_row(row: &MySqlRow) -> Result<SqlRow, sqlx::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_and_numbers_are_put_in() {
+        let args = [Value::Int(-3), Value::Ints(vec![1, 22]), Value::Int(7)];
+        let sql = "select a from t where b = ? and c in_ints(?) limit ?";
+        assert_eq!(with_lists(sql, &args, true), "select a from t where b = -3 and c in (1, 22) limit 7");
+        assert_eq!(with_lists(sql, &args, false), "select a from t where b = ? and c in (1, 22) limit ?");
+        let nothing = [Value::Int(3), Value::Ints(Vec::new()), Value::Int(7)];
+        assert_eq!(with_lists(sql, &nothing, true), "select a from t where b = 3 and c in (null) limit 7");
+    }
 
     #[test]
     fn statements_of_the_store_become_those_of_mysql() {
