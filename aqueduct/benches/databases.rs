@@ -97,10 +97,9 @@ macro_rules! bench {
                 ] {
                     sqlx::query(sql).execute(pool).await.expect("a table");
                 }
-                for id in 0..ACCOUNTS {
-                    let sql = format!("insert into bench_accounts values ({id}, 0)");
-                    sqlx::query(AssertSqlSafe(sql)).execute(pool).await.expect("a row");
-                }
+                let rows: Vec<String> = (0..ACCOUNTS).map(|id| format!("({id}, 0)")).collect();
+                let sql = format!("insert into bench_accounts values {}", rows.join(", "));
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.expect("rows");
             }
 
             async fn update(connection: &mut Self::Connection, account: i64) -> sqlx::Result<()> {

@@ -1,0 +1,269 @@
+//! The relay on PostgreSQL and MariaDB beside reading and deleting alone, the time from a commit to the handler, and how many
+//! statements an event costs, here and by what others do for a job.
+//!
+//! `cargo xtask bench outbox`; each line is `name: value (bar B)`, and a bar that is missed ends it with an error. Arguments
+//! choose databases (`postgres`, `mariadb`) and figures (`relay`, `latency`, `statements`; the last on PostgreSQL alone).
+
+#![allow(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
+
+#[path = "outbox/queues.rs"]
+mod queues;
+
+use std::future::IntoFuture;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aqueduct::mysql::{MySql, MySqlDatabase};
+use aqueduct::postgres::{PgDatabase, Postgres};
+use aqueduct::sql::{Server, ServerDatabase, SqlStore, TxDatabase};
+use aqueduct::{Consumer, Event, MemoryBroker, Outbox, Relay, Router};
+use parking_lot::Mutex;
+use sqlx::{AssertSqlSafe, Pool, Row};
+use tokio::sync::Notify;
+
+const ROUNDS: usize = 5;
+
+/// Rows that are relayed in a round.
+const ROWS: u64 = 50_000;
+
+const SHARDS: i64 = 16;
+
+/// Rows that the relay reads of a shard at once, and so does the loop written by hand.
+const READ: i64 = 500;
+
+/// How long events are written at a rate.
+const SECONDS: u64 = 10;
+
+/// A database as all of this uses it.
+trait Bench: Server + TxDatabase {
+    const NAME: &'static str;
+
+    fn home() -> impl Future<Output = ServerDatabase<Self>> + Send;
+    fn pool() -> impl Future<Output = Pool<Self>> + Send;
+    /// Writes events with the outbox, in a transaction.
+    fn write(outbox: &Outbox<Self>, pool: &Pool<Self>, events: Vec<Event>) -> impl Future<Output = ()> + Send;
+    fn outbox(home: &ServerDatabase<Self>) -> Outbox<Self>;
+    fn run(pool: &Pool<Self>, sql: String) -> impl Future<Output = ()> + Send;
+    /// Reads the lowest rows of a shard and deletes them; false if there were none.
+    fn by_hand(pool: &Pool<Self>, shard: i64) -> impl Future<Output = bool> + Send;
+    fn is_empty(pool: &Pool<Self>) -> impl Future<Output = bool> + Send;
+}
+
+macro_rules! bench {
+    ($database:ty, $home:ty, $name:literal, $variable:literal, $select:literal) => {
+        impl Bench for $database {
+            const NAME: &'static str = $name;
+
+            async fn home() -> ServerDatabase<Self> {
+                let url = std::env::var($variable).expect("run `cargo xtask bench outbox`");
+                <$home>::options(url).prefix("bench_").connect().await.expect("a database")
+            }
+
+            async fn pool() -> Pool<Self> {
+                let url = std::env::var($variable).expect("run `cargo xtask bench outbox`");
+                let options = sqlx::pool::PoolOptions::new().max_connections(4);
+                options.test_before_acquire(false).connect(&url).await.expect("a database")
+            }
+
+            async fn write(outbox: &Outbox<Self>, pool: &Pool<Self>, events: Vec<Event>) {
+                let mut tx = pool.begin().await.expect("a transaction");
+                outbox.publish_all(&mut tx, events).await.expect("rows");
+                tx.commit().await.expect("a commit");
+            }
+
+            fn outbox(home: &ServerDatabase<Self>) -> Outbox<Self> {
+                Outbox::new("bench", home)
+            }
+
+            async fn run(pool: &Pool<Self>, sql: String) {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.expect("SQL");
+            }
+
+            async fn by_hand(pool: &Pool<Self>, shard: i64) -> bool {
+                let mut tx = pool.begin().await.expect("a transaction");
+                let rows = sqlx::query($select).bind(shard).bind(READ).fetch_all(&mut *tx).await.expect("rows");
+                let mut ids = String::new();
+                for row in &rows {
+                    std::hint::black_box(row.get::<Option<Vec<u8>>, _>(1));
+                    let separator = if ids.is_empty() { "" } else { ", " };
+                    ids = format!("{ids}{separator}{}", row.get::<i64, _>(0));
+                }
+                if !rows.is_empty() {
+                    let sql = format!("delete from bench_outbox where shard = {shard} and id in ({ids})");
+                    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.expect("deleted");
+                }
+                tx.commit().await.expect("a commit");
+                !rows.is_empty()
+            }
+
+            async fn is_empty(pool: &Pool<Self>) -> bool {
+                let found = sqlx::query("select id from bench_outbox limit 1").fetch_optional(pool).await;
+                found.expect("the table is there").is_none()
+            }
+        }
+    };
+}
+
+bench!(
+    Postgres,
+    PgDatabase,
+    "postgres",
+    "AQUEDUCT_TEST_POSTGRES",
+    "select id, content from bench_outbox where shard = $1 order by id limit $2"
+);
+bench!(
+    MySql,
+    MySqlDatabase,
+    "mariadb",
+    "AQUEDUCT_TEST_MARIADB",
+    "select id, content from bench_outbox where shard = ? order by id limit ?"
+);
+
+fn event(n: u64) -> Event {
+    Event::raw("order.placed", vec![b'x'; 256]).id(n.to_string()).topic("orders").key((n % 1_000).to_string())
+}
+
+/// All rows are there at once.
+async fn fill<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> Instant {
+    DB::write(&DB::outbox(home), pool, (0..ROWS).map(event).collect()).await;
+    Instant::now()
+}
+
+/// Rows a second that are read and deleted, shard by shard.
+async fn by_hand<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> f64 {
+    let began = fill(home, pool).await;
+    let mut shards: Vec<i64> = (0..SHARDS).collect();
+    while !shards.is_empty() {
+        let mut left = Vec::new();
+        for shard in shards {
+            if DB::by_hand(pool, shard).await {
+                left.push(shard);
+            }
+        }
+        shards = left;
+    }
+    per_second(ROWS, began.elapsed())
+}
+
+/// Rows a second of the relay with the memory broker; it has its shards before the rows are there.
+async fn relayed<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> f64 {
+    let broker = MemoryBroker::new();
+    let relay = tokio::spawn(Relay::new(&SqlStore::new(home), broker.clone()).serve().into_future());
+    DB::write(&DB::outbox(home), pool, (0..200).map(event).collect()).await;
+    until_empty(pool).await;
+    let began = fill(home, pool).await;
+    let log = || broker.log(&"orders".into()).len() as u64;
+    while log() < ROWS {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    until_empty(pool).await;
+    let took = began.elapsed();
+    relay.abort();
+    per_second(ROWS, took)
+}
+
+async fn until_empty<DB: Bench>(pool: &Pool<DB>) {
+    while !DB::is_empty(pool).await {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Milliseconds from the return of a commit to the handler, the median and what 99 of 100 are below, at so many events a second.
+async fn latency<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>, rate: u64) -> [f64; 2] {
+    let (broker, outbox) = (MemoryBroker::new(), DB::outbox(home));
+    let came = Arc::new(Mutex::new(vec![None; usize::try_from(rate * SECONDS).expect("few")]));
+    let (all, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (note, told) = (Arc::clone(&came), Arc::clone(&all));
+    let handler = async move |event: Event| -> aqueduct::Result<()> {
+        let (now, n): (_, usize) = (Instant::now(), event.id.as_str().parse()?);
+        note.lock()[n] = Some(now);
+        told.notify_one();
+        Ok(())
+    };
+    let stop = Arc::clone(&end);
+    let consumer = Consumer::new("stock", broker.clone()).topics(["orders"]).serve(Router::new().on("*", handler));
+    let consumer = tokio::spawn(consumer.with_graceful_shutdown(async move { stop.notified().await }).into_future());
+    let relay = tokio::spawn(Relay::new(&SqlStore::new(home), broker.clone()).serve().into_future());
+    let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / rate));
+    let (committed, written) = (Arc::new(Mutex::new(vec![None; came.lock().len()])), rate * SECONDS);
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 0..written {
+        tick.tick().await;
+        let (outbox, pool, committed) = (outbox.clone(), pool.clone(), Arc::clone(&committed));
+        writers.spawn(async move {
+            DB::write(&outbox, &pool, vec![event(n)]).await;
+            committed.lock()[usize::try_from(n).expect("few")] = Some(Instant::now());
+        });
+    }
+    while writers.join_next().await.is_some() {}
+    while came.lock().iter().any(Option::is_none) {
+        all.notified().await;
+    }
+    end.notify_one();
+    relay.abort();
+    consumer.await.expect("no panic").expect("it serves");
+    let (came, committed) = (came.lock(), committed.lock());
+    // The first second is for the relay to take its shards.
+    let first = usize::try_from(rate).expect("few");
+    let pairs = came.iter().zip(&*committed).skip(first).filter_map(|(came, committed)| came.zip(*committed));
+    let mut took: Vec<f64> = pairs.map(|(came, at)| came.saturating_duration_since(at).as_secs_f64() * 1e3).collect();
+    took.sort_by(f64::total_cmp);
+    [took[took.len() / 2], took[took.len() * 99 / 100]]
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn per_second(count: u64, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or_default()
+}
+
+async fn run<DB: Bench>(wants: impl Fn(&str) -> bool) -> bool {
+    let (home, pool, name) = (DB::home().await, DB::pool().await, <DB as Bench>::NAME);
+    DB::run(&pool, "delete from bench_outbox".to_owned()).await;
+    let mut reached = true;
+    if wants("relay") {
+        let (mut ours, mut hand) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            hand.push(by_hand(&home, &pool).await);
+            ours.push(relayed(&home, &pool).await);
+        }
+        let (ours, hand) = (median(ours), median(hand));
+        println!("{name}_relay_per_s: {ours:.0} (bar none)\n{name}_read_and_delete_per_s: {hand:.0} (bar none)");
+        println!("{name}_relay_ratio: {:.2} (bar 0.8)", ours / hand);
+        reached = ours / hand >= 0.8;
+    }
+    if wants("latency") {
+        for rate in [100, 1_000] {
+            let [half, most] = latency(&home, &pool, rate).await;
+            println!("{name}_latency_ms_at_{rate}_p50: {half:.1} (bar none)");
+            println!("{name}_latency_ms_at_{rate}_p99: {most:.1} (bar none)");
+        }
+    }
+    reached
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let (databases, figures): (Vec<String>, Vec<String>) =
+        args.into_iter().partition(|arg| ["postgres", "mariadb"].contains(&arg.as_str()));
+    let on = |name: &str| databases.is_empty() || databases.iter().any(|arg| arg == name);
+    let wants = |figure: &str| figures.is_empty() || figures.iter().any(|arg| arg == figure);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let mut reached = true;
+    if on("postgres") {
+        reached &= runtime.block_on(run::<Postgres>(wants));
+    }
+    if on("mariadb") {
+        reached &= runtime.block_on(run::<MySql>(wants));
+    }
+    if on("postgres") && wants("statements") {
+        runtime.block_on(queues::statements());
+    }
+    if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
