@@ -182,7 +182,8 @@ async fn latency<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>, rate: u6
         Ok(())
     };
     let stop = Arc::clone(&end);
-    let consumer = Consumer::new("stock", broker.clone()).topics(["orders"]).serve(Router::new().on("*", handler));
+    let consumer =
+        Consumer::new("stock", broker.clone()).topics(["orders"]).serve(Router::new().on("order.placed", handler));
     let consumer = tokio::spawn(consumer.with_graceful_shutdown(async move { stop.notified().await }).into_future());
     let relay = tokio::spawn(Relay::new(&SqlStore::new(home), broker.clone()).serve().into_future());
     let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / rate));
