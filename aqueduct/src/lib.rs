@@ -60,6 +60,8 @@
 pub mod broker;
 mod call;
 mod clock;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub mod compat;
 pub mod engine;
 mod error;
 mod event;

@@ -87,12 +87,12 @@ impl<H: Home> SqlStore<H> {
         commands::last(&mut *self.read().await?, sql_limit(limit)).await
     }
 
-    pub(super) async fn read(&self) -> Result<Box<dyn Session>, StoreError> {
+    pub(crate) async fn read(&self) -> Result<Box<dyn Session>, StoreError> {
         self.home.read().await
     }
 
     /// Runs a step in a transaction of its own and answers when it is committed.
-    pub(super) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
+    pub(crate) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
         write(&self.home, step).await
     }
 
@@ -201,7 +201,7 @@ impl<H: Home> Store for SqlStore<H> {
 }
 
 /// Work that has an answer.
-pub(super) trait Step: Send + 'static {
+pub(crate) trait Step: Send + 'static {
     type Answer: Send;
 
     fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;

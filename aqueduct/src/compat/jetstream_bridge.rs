@@ -1,0 +1,206 @@
+//! The tables of `jetstream_bridge`, a Ruby gem.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::json::compact;
+use super::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
+use super::words::Words;
+use crate::OutboxTable;
+use crate::clock::Timestamp;
+use crate::error::{StoreError, without_values};
+use crate::event::Event;
+use crate::format::object::{Fields, is_number, string};
+use crate::sql::{Server, ServerDatabase, SqlStore};
+use crate::store::sql::dialect::SqlRow;
+use crate::topic::{Key, Text, Topic};
+use serde_json::value::RawValue;
+
+/// How long a row may say `publishing` before the process that wrote it counts as gone: the gem tries for some seconds.
+const ABANDONED: Duration = Duration::from_mins(5);
+
+/// The outbox table of a Rails application that has used the gem: rows that say `pending` are published, each under the
+/// subject of its row, with the envelope of its payload as the body, and say `sent` then.
+///
+/// Events of the same resource (`resource_type` and `resource_id`) and subject keep their order. One that is refused says
+/// `failed`, with the later ones of its resource, until it is taken; the reason is in `last_error`, behind a mark in brackets
+/// by which the relay knows them again. What is no event says `failed` alone, and keeps nobody waiting. A row
+/// that is [discarded](OutboxTable::discard) stays, as one that has failed. Aqueduct's own tables are in the same database.
+///
+/// The traps: the gem writes a row only as `publishing`, and publishes it itself; so the application writes `pending` rows in
+/// its transactions instead, and calls the gem's `publish` no more. A row that says `publishing` may be in the hands of a
+/// Rails process, and is left alone for five minutes; published after that, it may be in the stream twice, under one id.
+/// And a row that the gem has marked `failed` is not touched, since its application was told so and later events have
+/// passed it: [retry](OutboxTable::retry) it by its id, or use the gem's `retry_failed`.
+///
+/// ```no_run
+/// # #[cfg(feature = "postgres")]
+/// # async fn f() -> aqueduct::Result<()> {
+/// use aqueduct::{MemoryBroker, Relay, compat::jetstream_bridge, postgres::PgStore};
+/// let store = PgStore::connect("postgres://shop:secret@localhost/shop").await?;
+/// let table = jetstream_bridge::Outbox::new().open(&store)?;
+/// Relay::new(table, MemoryBroker::new()).serve().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "it is a description until it is opened"]
+pub struct Outbox {
+    table: String,
+    abandoned: Duration,
+}
+
+impl Outbox {
+    /// The table as it is from version 7.0.3 on.
+    pub fn new() -> Self {
+        Self { table: "jetstream_bridge_outbox_events".to_owned(), abandoned: ABANDONED }
+    }
+
+    /// The name of the table; `jetstream_outbox_events` before 7.0.3. Defaults to `jetstream_bridge_outbox_events`.
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        self
+    }
+
+    /// How long a row may say `publishing` without a change before it is published from here. Longer than the gem's own tries
+    /// take, or both publish it at the same time. Defaults to 5 minutes.
+    pub fn abandoned_after(mut self, wait: Duration) -> Self {
+        self.abandoned = wait;
+        self
+    }
+
+    /// The table, to be given to a relay. Refused if its name cannot be a table's; what is missing is told by the relay.
+    pub fn open<DB: Server>(self, store: &SqlStore<ServerDatabase<DB>>) -> Result<OutboxTable, StoreError> {
+        let words = Words::of::<DB>();
+        let shape = Shape {
+            table: self.table,
+            columns: ["event_id", "subject", "payload"].map(|column| words.text(column)).into(),
+            pending: "status in ('pending', 'publishing') and (status = 'pending' or updated_at < {before})".to_owned(),
+            before: self.abandoned,
+            failed: "status = 'failed'",
+            unsent: "status <> 'sent'",
+            error: "last_error",
+            written: "created_at",
+            sent: "status = 'sent', last_error = null, sent_at = {now}, updated_at = {now}",
+            parked: "status = 'failed', updated_at = {now}, last_error = ?",
+            reset: "status = 'pending', last_error = null, updated_at = {now}",
+            counted: "attempts = attempts + 1, ",
+        };
+        open(store, shape, Rows)
+    }
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Reads id, subject and payload.
+struct Rows;
+
+impl Reader for Rows {
+    fn read(&self, row: &SqlRow, written: Timestamp) -> Result<Found, StoreError> {
+        let text = |column| {
+            let bytes = row.bytes_or_null(OWN_COLUMNS + column)?.unwrap_or_default();
+            Ok::<_, StoreError>(Text::from(String::from_utf8_lossy(&bytes).into_owned()))
+        };
+        let (id, topic, payload) = (text(0)?, text(1)?, text(2)?);
+        let (kind, key, event) = match body(payload.as_str()).and_then(|body| envelope(&body)) {
+            Ok(event) => (event.kind.clone(), event.key.clone(), Ok(event)),
+            Err(why) => (Text::default(), None, Err(why)),
+        };
+        let event = event.and_then(|event| {
+            if id.is_empty() {
+                return Err(Text::from_static("its column `event_id` is empty"));
+            }
+            let time = event.time.unwrap_or(written);
+            // Where the gem looks for the id. In exact case its consumers would lose their dead letters.
+            let event = event.header("nats-msg-id", id.bytes());
+            Ok(event.id(id.clone()).time(time).topic(Topic::from(topic.clone())))
+        });
+        let order = key.as_ref().map(Text::from).unwrap_or_default();
+        Ok(Found { topic, id, kind, key, order, event })
+    }
+}
+
+/// The body of an event: the payload, or what is inside it, since the gem puts a JSON string into its JSON column.
+fn body(payload: &str) -> Result<Bytes, Text> {
+    let wrong = |e| Text::from(format!("its column `payload` is no JSON: {}", without_values(&e)));
+    let json: &RawValue = serde_json::from_str(payload).map_err(wrong)?;
+    if json.get().starts_with('"') {
+        return serde_json::from_str::<String>(json.get()).map(Bytes::from).map_err(wrong);
+    }
+    Ok(compact(json.get()).into())
+}
+
+/// The event of an envelope, but for its id and topic.
+fn envelope(body: &Bytes) -> Result<Event, Text> {
+    let fields: Fields<'_> = serde_json::from_slice(body)
+        .map_err(|e| Text::from(format!("its column `payload` holds no JSON object: {}", without_values(&e))))?;
+    let text = |name| fields.get(body, name).and_then(|value| string(body, value).ok()).filter(|text| !text.is_empty());
+    let Some(kind) = text("event_type").or_else(|| text("type")) else {
+        return Err(Text::from_static("the envelope in its column `payload` has no `event_type`"));
+    };
+    let resource = fields.get(body, "resource_id").and_then(|id| {
+        if is_number(id) { Some(Text::from(id.get())) } else { string(body, id).ok().filter(|id| !id.is_empty()) }
+    });
+    let of = text("resource_type").unwrap_or_else(|| Text::from_static("event"));
+    let mut event = Event::raw(kind, body.clone()).content_type("application/json");
+    event.key = resource.and_then(|id| Key::new(format!("{of}/{id}")));
+    event.source = text("producer").unwrap_or_default();
+    event.time = text("occurred_at").and_then(|time| time.as_str().parse().ok());
+    Ok(event)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::dialect::Value;
+
+    fn found(payload: &str) -> Found {
+        let values = ["e1", "orders.sync.warehouse", payload].map(|text| Value::Text(text.into()));
+        let mut row = vec![Value::Int(1), Value::Int(0), Value::Int(0)];
+        row.extend(values);
+        Rows.read(&SqlRow(row), Timestamp::from_unix_ms(1_000)).unwrap()
+    }
+
+    const BODY: &str = r#"{"event_id":"e1","event_type":"order.paid","producer":"orders","resource_id":7,"occurred_at":"2026-01-02T03:04:05+01:00","resource_type":"order","payload":{"b":2.50,"a":"é"}}"#;
+
+    #[test]
+    fn the_envelope_is_the_body_whether_it_is_a_string_or_an_object() {
+        let string = found(&serde_json::to_string(BODY).unwrap()).event.unwrap();
+        assert_eq!(string.data, BODY);
+        assert_eq!((string.kind.as_str(), string.source.as_str(), string.id.as_str()), ("order.paid", "orders", "e1"));
+        assert_eq!(string.key.clone().unwrap().as_str(), "order/7");
+        assert_eq!(string.time.unwrap().to_string(), "2026-01-02T02:04:05Z");
+        assert_eq!(string.topic.clone().unwrap().as_str(), "orders.sync.warehouse");
+        assert_eq!(string.headers.text("nats-msg-id"), Some("e1"));
+        let object =
+            found(&BODY.replace(':', ": ").replace("2026-01-02T03: 04: 05+01: 00", "2026-01-02T03:04:05+01:00"));
+        assert_eq!(object.event.unwrap(), string);
+    }
+
+    #[test]
+    fn an_event_of_no_resource_has_no_key_and_takes_the_time_of_its_row() {
+        let event =
+            found(r#"{"event_type":"created","resource_type":"event","resource_id":"","payload":{}}"#).event.unwrap();
+        assert_eq!((event.key, event.time), (None, Some(Timestamp::from_unix_ms(1_000))));
+    }
+
+    #[test]
+    fn what_is_no_envelope_says_why_and_shows_nothing_of_it() {
+        for (payload, why) in [
+            ("", "no JSON"),
+            ("\"not json\"", "no JSON object"),
+            ("[\"4111\"]", "no JSON object"),
+            ("\"\\\"4111\\\"\"", "no JSON object"),
+            ("{}", "`event_type`"),
+            ("{\"event_type\":4111}", "`event_type`"),
+            ("\"{\\\"event_type\\\":\\\"\\\"}\"", "`event_type`"),
+        ] {
+            let found = found(payload).event.unwrap_err();
+            assert!(found.as_str().contains(why) && !found.as_str().contains("4111"), "{payload}: {found}");
+        }
+    }
+}
