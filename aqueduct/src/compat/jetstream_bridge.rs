@@ -3,19 +3,23 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 
 use super::json::compact;
 use super::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
-use super::words::Words;
+use super::words::{Words, check_table};
 use crate::OutboxTable;
+use crate::call::Call;
 use crate::clock::Timestamp;
 use crate::error::{StoreError, without_values};
 use crate::event::Event;
 use crate::format::object::{Fields, is_number, string};
-use crate::sql::{Server, ServerDatabase, SqlStore};
-use crate::store::sql::dialect::SqlRow;
+use crate::outcome::BoxFuture;
+use crate::policy::Policy;
+use crate::sql::{Server, ServerDatabase, ServerOptions, SqlStore};
+use crate::store::sql::Beside;
+use crate::store::sql::dialect::{Session, SqlRow, Value};
 use crate::topic::{Key, Text, Topic};
-use serde_json::value::RawValue;
 
 /// How long a row may say `publishing` before the process that wrote it counts as gone: the gem tries for some seconds.
 const ABANDONED: Duration = Duration::from_mins(5);
@@ -56,7 +60,7 @@ impl Outbox {
         Self { table: "jetstream_bridge_outbox_events".to_owned(), abandoned: ABANDONED }
     }
 
-    /// The name of the table; `jetstream_outbox_events` before 7.0.3. Defaults to `jetstream_bridge_outbox_events`.
+    /// The name of the table; `jetstream_outbox_events` before 7.0.3. All relays on it call it the same. Defaults to `jetstream_bridge_outbox_events`.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
@@ -142,9 +146,7 @@ fn envelope(body: &Bytes) -> Result<Event, Text> {
     let Some(kind) = text("event_type").or_else(|| text("type")) else {
         return Err(Text::from_static("the envelope in its column `payload` has no `event_type`"));
     };
-    let resource = fields.get(body, "resource_id").and_then(|id| {
-        if is_number(id) { Some(Text::from(id.get())) } else { string(body, id).ok().filter(|id| !id.is_empty()) }
-    });
+    let resource = fields.get(body, "resource_id").and_then(|id| scalar(id, body));
     let of = text("resource_type").unwrap_or_else(|| Text::from_static("event"));
     let mut event = Event::raw(kind, body.clone()).content_type("application/json");
     event.key = resource.and_then(|id| Key::new(format!("{of}/{id}")));
@@ -153,10 +155,226 @@ fn envelope(body: &Bytes) -> Result<Event, Text> {
     Ok(event)
 }
 
+/// A text or number as text; none for an empty one, and for anything else.
+fn scalar(value: &RawValue, body: &Bytes) -> Option<Text> {
+    if is_number(value) {
+        Some(Text::from(value.get()))
+    } else {
+        string(body, value).ok().filter(|text| !text.is_empty())
+    }
+}
+
+/// The inbox table of a Rails application that has used the gem, kept beside Aqueduct's own: in the transaction of a handler
+/// with [`Tx`](crate::Tx) its row is looked at and written too, so that what either has processed the other skips.
+///
+/// A row that has a `processed_at`, or says `processed`, means that the event is skipped; else it is written, or changed, to say
+/// `processed`, and is there if the handler's transaction is committed. The id is that of the header `nats-msg-id`, else
+/// the event's own, as with the gem.
+///
+/// The traps: the table knows nothing of consumers, so give it to the database of one consumer alone, or the second one skips
+/// what the first has handled. Up to version 4.1 a row also says `processed` when the gem's handler failed once: those
+/// events are lost, here as there. And the gem cannot tell that a handler here is at work: stop its consumer first, or both may
+/// run at the same time, one of which fails then.
+///
+/// ```no_run
+/// # #[cfg(feature = "postgres")]
+/// # async fn f() -> aqueduct::Result<()> {
+/// use aqueduct::{compat::jetstream_bridge::Inbox, postgres::{PgDatabase, PgStore}};
+/// let options = PgDatabase::options("postgres://shop:secret@localhost/shop");
+/// let database = Inbox::new().keep(options)?.connect().await?;
+/// let store = PgStore::new(&database);
+/// # drop(store); Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "it is a description until it is kept"]
+pub struct Inbox {
+    table: String,
+    before_7: bool,
+}
+
+impl Inbox {
+    /// The table as it is from version 7.0.3 on.
+    pub fn new() -> Self {
+        Self { table: "jetstream_bridge_inbox_events".to_owned(), before_7: false }
+    }
+
+    /// The table as it is before version 7, which is called `jetstream_inbox_events` and has fewer columns.
+    pub fn before_7() -> Self {
+        Self { table: "jetstream_inbox_events".to_owned(), before_7: true }
+    }
+
+    /// The name of the table. Defaults to that of its version.
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        self
+    }
+
+    /// A database that keeps it. Refused if its name cannot be a table's.
+    pub fn keep<DB: Server>(self, options: ServerOptions<DB>) -> Result<ServerOptions<DB>, StoreError> {
+        check_table(&self.table)?;
+        let (words, table) = (Words::of::<DB>(), &self.table);
+        let error = if self.before_7 { "last_error" } else { "error_message" };
+        let (mut columns, mut values) = (vec!["event_id", "subject", "headers"], vec!["?", "?", words.json()]);
+        columns.push("payload");
+        values.push(if self.before_7 { words.json() } else { "?" });
+        if !self.before_7 {
+            columns.extend(["event_type", "resource_type", "resource_id", "processing_attempts"]);
+            values.extend(["?", "?", "?", "1"]);
+        }
+        columns.extend(["status", "received_at", "processed_at", "created_at", "updated_at"]);
+        values.extend(["'processed'", words.time(), words.time(), words.time(), words.time()]);
+        let (columns, values, now) = (columns.join(", "), values.join(", "), words.time());
+        let keep = |text: String| -> &'static str { text.leak() };
+        Ok(options.beside(Effects {
+            before_7: self.before_7,
+            find: keep(format!(
+                "select case when processed_at is null and status <> 'processed' then 0 else 1 end from {table}
+                 where event_id = ? for update"
+            )),
+            insert: keep(format!("insert into {table} ({columns}) values ({values})")),
+            update: keep(format!(
+                "update {table} set status = 'processed', {error} = null, processed_at = {now}, updated_at = {now}
+                 where event_id = ?"
+            )),
+        }))
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The statements on an inbox table.
+struct Effects {
+    before_7: bool,
+    find: &'static str,
+    insert: &'static str,
+    update: &'static str,
+}
+
+impl Effects {
+    fn new_row(&self, id: Text, call: &Call, now: Value) -> Vec<Value> {
+        let (event, subject) = (call.event(), Text::from(call.origin().partition.topic.clone()));
+        let data = String::from_utf8_lossy(&event.data);
+        // The gem puts texts into its JSON columns.
+        let string = |text: &str| Value::Text(serde_json::Value::from(text).to_string().into());
+        let headers = serde_json::json!({ "nats-msg-id": id.as_str() }).to_string();
+        let mut args = vec![Value::Text(id), Value::Text(subject), string(&headers)];
+        if self.before_7 {
+            args.push(string(&data));
+        } else {
+            let fields = serde_json::from_slice::<Fields<'_>>(&event.data).ok();
+            let field = |name| fields.as_ref().and_then(|fields| scalar(fields.get(&event.data, name)?, &event.data));
+            args.extend([Value::Text(data.into_owned().into()), Value::Text(event.kind.clone())]);
+            args.extend(["resource_type", "resource_id"].map(|name| Value::from(field(name))));
+        }
+        args.extend(std::iter::repeat_n(now, 4));
+        args
+    }
+}
+
+impl Beside for Effects {
+    fn enter<'a>(
+        &'a self,
+        session: &'a mut dyn Session,
+        call: &'a Call,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(async move {
+            let event = call.event();
+            let id = event.headers.text("nats-msg-id").map_or_else(|| event.id.clone(), Text::from);
+            let (found, now) = (session.fetch(self.find, vec![(&id).into()]).await?, Value::Int(now.unix_ms()));
+            match found.first().map(|row| row.int(0)).transpose()? {
+                Some(0) => session.execute(self.update, vec![now.clone(), now, id.into()]).await.map(|_| false),
+                Some(_) => Ok(true),
+                None => session.execute(self.insert, self.new_row(id, call, now)).await.map(|_| false),
+            }
+        })
+    }
+}
+
+/// What one of the gem's presets sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Preset {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether the gem keeps an outbox, and an inbox, and publishes dead letters.
+    pub outbox: bool,
+    #[expect(missing_docs, reason = "the line above says it")]
+    pub inbox: bool,
+    #[expect(missing_docs, reason = "the line above says it")]
+    pub dead_letters: bool,
+    /// How often an event is delivered.
+    pub max_deliver: u32,
+    /// How long a delivery may take.
+    pub ack_wait: Duration,
+    /// What the gem means to wait between deliveries. It sends them in wrong units, so its consumers never did.
+    pub backoff: &'static [Duration],
+}
+
+const fn seconds<const N: usize>(seconds: [u64; N]) -> [Duration; N] {
+    let (mut all, mut n) = ([Duration::ZERO; N], 0);
+    while n < N {
+        all[n] = Duration::from_secs(seconds[n]);
+        n += 1;
+    }
+    all
+}
+
+impl Preset {
+    /// All of them, as of version 7.1.
+    pub const ALL: [Self; 6] = [
+        Self::new("development", [false, false, false], 3, 10, &seconds([1, 2, 5])),
+        Self::new("test", [false, false, false], 2, 5, &[Duration::from_millis(100), Duration::from_millis(500)]),
+        Self::new("staging", [true, true, true], 3, 15, &seconds([1, 5, 15])),
+        Self::new("production", [true, true, true], 5, 30, &seconds([1, 5, 15, 30, 60])),
+        Self::new("high_throughput", [false, false, true], 3, 10, &seconds([1, 2, 5])),
+        Self::new(
+            "maximum_reliability",
+            [true, true, true],
+            10,
+            60,
+            &seconds([1, 5, 15, 30, 60, 120, 300, 600, 1_200, 1_800]),
+        ),
+    ];
+
+    const fn new(
+        name: &'static str,
+        [outbox, inbox, dead_letters]: [bool; 3],
+        max_deliver: u32,
+        ack_wait: u64,
+        backoff: &'static [Duration],
+    ) -> Self {
+        Self { name, outbox, inbox, dead_letters, max_deliver, ack_wait: Duration::from_secs(ack_wait), backoff }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|preset| preset.name == name)
+    }
+
+    /// A policy with as many attempts, whose waits double from the first to the last of the preset's. Give the
+    /// consumer [`ack_wait`](Self::ack_wait) as its [timeout](crate::Consumer::timeout).
+    ///
+    /// ```
+    /// use aqueduct::{Consumer, MemoryBroker, compat::jetstream_bridge::Preset};
+    /// let preset = Preset::named("production").unwrap();
+    /// let consumer = Consumer::new("warehouse", MemoryBroker::new()).policy(preset.policy()).timeout(preset.ack_wait);
+    /// # drop(consumer);
+    /// ```
+    pub fn policy(&self) -> Policy {
+        let [first, last] = [self.backoff.first(), self.backoff.last()].map(|wait| wait.copied().unwrap_or_default());
+        let policy = Policy::ordered().quick_attempts(1).parked_delay(first).parked_delay_max(last);
+        policy.max_attempts(self.max_deliver.saturating_sub(1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sql::dialect::Value;
 
     fn found(payload: &str) -> Found {
         let values = ["e1", "orders.sync.warehouse", payload].map(|text| Value::Text(text.into()));
@@ -202,5 +420,15 @@ mod tests {
             let found = found(payload).event.unwrap_err();
             assert!(found.as_str().contains(why) && !found.as_str().contains("4111"), "{payload}: {found}");
         }
+    }
+
+    #[test]
+    fn presets_become_policies_of_as_many_attempts() {
+        let preset = Preset::named("production").unwrap();
+        assert_eq!((preset.max_deliver, preset.ack_wait.as_secs(), preset.backoff.len()), (5, 30, 5));
+        let policy = preset.policy();
+        assert_eq!((policy.quick_attempts, policy.parked_attempts), (1, 4));
+        assert_eq!([1, 3, 9].map(|attempt| policy.parked_wait(attempt).as_secs()), [1, 4, 60]);
+        assert_eq!(Preset::named("nonsense"), None);
     }
 }

@@ -468,8 +468,8 @@ impl Step for Discard {
             // Its lane is not known before it is read.
             let found = session.fetch(table.texts.one, vec![Value::Text("%".into()), self.id.into()]).await?;
             let Some(row) = found.first() else { return Ok(None) };
-            let lane = begins(table.row(row)?.1.lane);
-            let found = session.fetch(table.texts.one, vec![lane, self.id.into()]).await?;
+            let marks = begins(table.row(row)?.1.lane);
+            let found = session.fetch(table.texts.one, vec![marks, self.id.into()]).await?;
             let Some(line) = found.first().map(|row| table.line(row)).transpose()? else { return Ok(None) };
             let mut args = now(table.shape.parked, self.now);
             args.extend([Value::Text(format!("discarded: {}", line.why).into()), self.id.into()]);

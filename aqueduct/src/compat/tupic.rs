@@ -2,16 +2,24 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
 use super::json::{as_go, compact};
 use super::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
-use super::words::Words;
+use super::words::{Words, check_table};
 use crate::OutboxTable;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
 use crate::event::Event;
-use crate::sql::{Server, ServerDatabase, SqlStore};
-use crate::store::sql::dialect::SqlRow;
-use crate::topic::{Text, Topic};
+use crate::format::object::{Fields, string};
+use crate::outcome::BoxFuture;
+use crate::policy::Policy;
+use crate::sql::{Server, ServerDatabase, ServerOptions, SqlStore};
+use crate::store::sql::Beside;
+use crate::store::sql::dialect::{Session, SqlRow, Value};
+use crate::store::{Content, Row};
+use crate::topic::{Partition, Text, Topic};
 
 /// The outbox table of a Go service that has used the modules: rows that are neither published nor failed are published under
 /// the prefix and their subject, in the envelope that its peers read, and have a `published_at` then.
@@ -48,7 +56,7 @@ impl Outbox {
         Self { table: "outbox_events".to_owned(), prefix: prefix.into(), source: source.into() }
     }
 
-    /// The name of the table. Defaults to `outbox_events`.
+    /// The name of the table. All relays on it call it the same. Defaults to `outbox_events`.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
@@ -120,10 +128,184 @@ fn envelope(texts: [&Text; 3], at: i64, payload: &str) -> String {
     format!(r#"{{"id":{id},"version":{version},"source":{source},"timestamp":{at},"data":{data}}}"#)
 }
 
+/// The table `failed_tasks` of a Go service that has used the modules, kept beside Aqueduct's own: an event that becomes a dead
+/// letter has a row there too, written in the same transaction.
+///
+/// The row has the event's id, or one made of its identity if that is no UUID; the topic without the prefix as its type; version
+/// and payload of the envelope, or the event's data, and a JSON null if there is none; the number of attempts, the last
+/// error, and the time. The first row of an id stays.
+///
+/// The trap: what the table does not take, such as a payload that PostgreSQL cannot store, is told in the log alone; the dead
+/// letter is in Aqueduct's store all the same.
+///
+/// ```no_run
+/// # #[cfg(feature = "postgres")]
+/// # async fn f() -> aqueduct::Result<()> {
+/// use aqueduct::{compat::tupic::FailedTasks, postgres::{PgDatabase, PgStore}};
+/// let options = PgDatabase::options("postgres://assets:secret@localhost/assets");
+/// let database = FailedTasks::new("acme").keep(options)?.connect().await?;
+/// let store = PgStore::new(&database);
+/// # drop(store); Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "it is a description until it is kept"]
+pub struct FailedTasks {
+    table: String,
+    prefix: Text,
+}
+
+impl FailedTasks {
+    /// The table of a service whose subjects have this prefix.
+    pub fn new(prefix: impl Into<Text>) -> Self {
+        Self { table: "failed_tasks".to_owned(), prefix: prefix.into() }
+    }
+
+    /// The name of the table. Defaults to `failed_tasks`.
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        self
+    }
+
+    /// A database that keeps it. Refused if its name cannot be a table's.
+    pub fn keep<DB: Server>(self, options: ServerOptions<DB>) -> Result<ServerOptions<DB>, StoreError> {
+        check_table(&self.table)?;
+        let (words, table) = (Words::of::<DB>(), &self.table);
+        // PostgreSQL gives a transaction up for a statement that fails; MySQL does not, and cannot prepare this.
+        let (begin, undo) = match words {
+            Words::Postgres => ("savepoint beside; ", "rollback to savepoint beside"),
+            Words::MySql => ("", ""),
+        };
+        let insert = format!(
+            "{begin}insert into {table} (id, type, version, payload, attempts, last_error, failed_at)
+             values (?, ?, ?, {}, ?, ?, {}) on conflict (id) do nothing",
+            words.json(),
+            words.time()
+        );
+        Ok(options.beside(Failures { prefix: self.prefix, insert: insert.leak(), undo }))
+    }
+}
+
+/// What the columns take at most.
+const TYPE_CHARS: usize = 255;
+const VERSION_CHARS: usize = 20;
+
+/// Writes rows of failures.
+struct Failures {
+    prefix: Text,
+    insert: &'static str,
+    /// Undoes one that failed; empty if there is nothing to undo.
+    undo: &'static str,
+}
+
+impl Failures {
+    fn values(&self, partition: &Partition, row: &Row, now: Timestamp) -> Vec<Value> {
+        let (id, body) = match &row.content {
+            Content::Event(event) => (event.id.clone(), event.data.clone()),
+            Content::Undecodable(message) => (Text::default(), message.body.clone()),
+        };
+        let subject = partition.topic.as_str();
+        let rest = subject.strip_prefix(self.prefix.as_str()).and_then(|rest| rest.strip_prefix('.'));
+        let (version, payload) = parts(&id, &body);
+        let id = id.as_str().parse::<uuid::Uuid>().unwrap_or_else(|_| made_of(partition, row, &id));
+        let error = row.history.back().map(|failure| failure.error.as_str().replace('\0', "")).unwrap_or_default();
+        vec![
+            Value::Text(id.to_string().into()),
+            chars(rest.unwrap_or(subject), TYPE_CHARS),
+            chars(&version, VERSION_CHARS),
+            Value::Text(payload.into()),
+            i64::from(row.attempts.max(1)).into(),
+            Value::Text(error.into()),
+            now.unix_ms().into(),
+        ]
+    }
+}
+
+fn chars(text: &str, most: usize) -> Value {
+    Value::Text(text.chars().take(most).collect::<String>().into())
+}
+
+/// The same for the same event, however often it dies.
+fn made_of(partition: &Partition, row: &Row, id: &Text) -> uuid::Uuid {
+    let name = format!("{partition} {:?} {id}", row.place);
+    uuid::Builder::from_custom_bytes(xxhash_rust::xxh3::xxh3_128(name.as_bytes()).to_be_bytes()).into_uuid()
+}
+
+/// Version and payload of an envelope, or the body itself if it is none.
+fn parts(id: &Text, body: &Bytes) -> (String, String) {
+    let valid = |raw: &RawValue| Some(raw.get().to_owned()).filter(|json| !json.contains("\\u0000"));
+    let Ok(raw) = serde_json::from_slice::<&RawValue>(body) else { return (String::new(), NULL.to_owned()) };
+    if let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body)
+        && let Some(own) = fields.get(body, "id").and_then(|own| string(body, own).ok())
+        && (own == *id || id.is_empty())
+    {
+        let version = fields.get(body, "version").and_then(|version| string(body, version).ok());
+        let data = fields.get(body, "data").and_then(valid).unwrap_or_else(|| NULL.to_owned());
+        return (version.map(|version| version.to_string()).unwrap_or_default(), data);
+    }
+    (String::new(), valid(raw).unwrap_or_else(|| NULL.to_owned()))
+}
+
+const NULL: &str = "null";
+
+impl Beside for Failures {
+    fn died<'a>(
+        &'a self,
+        session: &'a mut dyn Session,
+        partition: &'a Partition,
+        row: &'a Row,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            // What the table refuses keeps no dead letter from being one.
+            let done = session.execute(self.insert, self.values(partition, row, now)).await.map(drop);
+            let Err(error @ StoreError::Refused(_)) = done else { return done };
+            if !self.undo.is_empty() {
+                session.execute(self.undo, vec![]).await?;
+            }
+            tracing::warn!(%partition, place = ?row.place, %error, "a dead letter could not be written to the table of failed tasks");
+            Ok(())
+        })
+    }
+}
+
+/// How long the modules wait after each failed delivery of a task; the one after the last of them is the last.
+pub const TASK_DELAYS: [Duration; 10] = [
+    Duration::from_secs(5),
+    Duration::from_mins(1),
+    Duration::from_mins(5),
+    Duration::from_mins(30),
+    Duration::from_hours(2),
+    Duration::from_hours(6),
+    Duration::from_hours(12),
+    Duration::from_hours(24),
+    Duration::from_hours(48),
+    Duration::from_hours(72),
+];
+
+/// As many attempts as the modules make at a task: one, and one after each of [`TASK_DELAYS`].
+///
+/// The waits of a policy double, from 5 s, and are no longer than 24 h. For those of the modules a handler returns its
+/// error [with the wait](crate::Error::retry_after) of its attempt.
+///
+/// ```
+/// use aqueduct::{Attempt, Error, compat::tupic};
+/// fn failed(error: Error, attempt: Attempt) -> Error {
+///     let wait = tupic::TASK_DELAYS.get(attempt.number as usize - 1);
+///     match wait {
+///         Some(wait) => error.retry_after(*wait),
+///         None => error,
+///     }
+/// }
+/// ```
+pub fn task_policy() -> Policy {
+    let [first, .., last] = TASK_DELAYS;
+    let policy = Policy::ordered().quick_attempts(1).parked_delay(first).parked_delay_max(last);
+    policy.max_attempts(10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sql::dialect::Value;
 
     fn found(id: &str, subject: &str, payload: &str) -> Found {
         let mut row = vec![Value::Int(1), Value::Int(0), Value::Int(0)];

@@ -39,6 +39,15 @@ impl Words {
         }
     }
 
+    /// An argument that is JSON.
+    pub(super) fn json(self) -> &'static str {
+        match self {
+            Self::Postgres => "?::jsonb",
+            // Texts are sent as bytes, of which MySQL makes no JSON.
+            Self::MySql => "convert(? using utf8mb4)",
+        }
+    }
+
     /// Says that rows are found by their ids. Left to itself MySQL may look at the whole of a small table, and wait there for
     /// rows of transactions that are open.
     pub(super) fn by_id(self) -> &'static str {

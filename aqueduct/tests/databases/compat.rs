@@ -8,7 +8,11 @@ use std::time::Duration;
 use aqueduct::broker::{Abilities, Broker, Membership, Receipt, Subscription};
 use aqueduct::compat::{jetstream_bridge, tupic};
 use aqueduct::sql::{ServerDatabase, SqlStore};
-use aqueduct::{BoxFuture, BrokerError, MemoryBroker, Message, OutboxTable, Relay, Topic};
+use aqueduct::store::Store;
+use aqueduct::{
+    BoxFuture, BrokerError, Consumer, Error, Event, MemoryBroker, Message, OutboxTable, Policy, Publisher, Relay,
+    Router, Topic, Tx,
+};
 use tokio::sync::{Notify, mpsc};
 
 use crate::fresh::{TestDatabase, tables};
@@ -328,7 +332,129 @@ async fn rows_of_the_modules_are_published_as_by_their_relay<DB: TestDatabase>()
     relay.stop().await;
 }
 
+const INBOX: &str =
+    "create table {t} (id {serial}, event_id varchar(255) not null unique, event_type varchar(255) not null,
+    resource_type varchar(255), resource_id varchar(255), payload text not null, subject varchar(255), headers {json},
+    stream varchar(255), stream_seq bigint, deliveries integer, status varchar(255) not null default 'received',
+    error_message text, processing_attempts integer not null default 0, received_at {time}, processed_at {time},
+    failed_at {time}, created_at {time} not null, updated_at {time} not null)";
+
+const OLD_INBOX: &str =
+    "create table {t} (id {serial}, event_id varchar(255) not null unique, subject varchar(255) not null,
+    payload {json} not null, headers {json} not null, stream varchar(255), stream_seq bigint, deliveries integer,
+    status varchar(255) not null default 'received', last_error text, received_at {time}, processed_at {time},
+    created_at {time} not null, updated_at {time} not null)";
+
+async fn the_inbox_of_the_gem_is_kept<DB: TestDatabase>() {
+    let site = Site::<DB>::new("gem_inbox", INBOX).await;
+    let row = |id: &str, status: &str, processed: &str| {
+        format!(
+            "insert into {{t}} (event_id, event_type, payload, status, processed_at, created_at, updated_at)
+             values ('{id}', 'order.changed', '', '{status}', {processed}, {now}, {now})",
+            now = now::<DB>()
+        )
+    };
+    site.run(&row("e1", "processed", now::<DB>())).await;
+    site.run(&row("e2", "failed", "null")).await;
+    let inbox = jetstream_bridge::Inbox::new().table(&site.table);
+    handled::<DB>(&site, inbox).await;
+    let kept = "event_id = 'e3' and event_type = 'order.changed' and resource_type = 'order' and resource_id = '0'
+        and processing_attempts = 1 and payload like '%\"n\":3}}' and received_at is not null";
+    assert_eq!(site.count(kept).await, 1);
+}
+
+async fn the_inbox_of_an_old_gem_is_kept<DB: TestDatabase>() {
+    let site = Site::<DB>::new("gem_inbox", OLD_INBOX).await;
+    let insert = format!(
+        "insert into {{t}} (event_id, subject, payload, headers, status, processed_at, created_at, updated_at)
+         values ('e1', 's', '{{}}', '{{}}', 'processed', {now}, {now}, {now})",
+        now = now::<DB>()
+    );
+    site.run(&insert).await;
+    handled::<DB>(&site, jetstream_bridge::Inbox::before_7().table(&site.table)).await;
+    if DB::NAME == "PostgreSQL" {
+        // A JSON string, as the gem has it.
+        let kept = "event_id = 'e3' and (payload #>> '{}')::jsonb ->> 'event_id' = 'e3'";
+        assert_eq!(site.count(kept).await, 1);
+    }
+}
+
+/// Handles three events, of which the first has taken effect by the table, and says that of all of them then.
+async fn handled<DB: TestDatabase>(site: &Site<DB>, inbox: jetstream_bridge::Inbox) {
+    let options = inbox.keep(DB::options().prefix(crate::fresh::prefix())).unwrap();
+    let (database, broker) = (options.connect().await.unwrap(), MemoryBroker::new());
+    let publisher = Publisher::new("orders", broker.clone());
+    for n in 1..4 {
+        let event = Event::raw("order.changed", envelope(n, 3)).topic(SUBJECT).key("k");
+        // The header counts, as with the gem.
+        publisher.publish(event.header("nats-msg-id", format!("e{n}"))).await.unwrap();
+    }
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let handler = move |event: Event, _: Tx<DB>| {
+        told.send(event.headers.text("nats-msg-id").unwrap_or_default().to_owned()).unwrap();
+        async { Ok::<_, Error>(()) }
+    };
+    let consumer = Consumer::new("stock", broker.clone()).topics([SUBJECT]).store(SqlStore::new(&database));
+    let serve = consumer.serve(Router::new().on("order.changed", handler));
+    let settled = async move { broker.wait_settled("stock").await };
+    serve.with_graceful_shutdown(settled).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(id) = heard.recv().await {
+        seen.push(id);
+    }
+    assert!(!seen.contains(&"e1".to_owned()) && seen.contains(&"e3".to_owned()), "{seen:?}");
+    assert_eq!(site.count("status = 'processed' and processed_at is not null").await, 3);
+    assert_eq!(site.count("1 = 1").await, 3);
+}
+
+const FAILED_TASKS: &str = "create table {t} (id char(36) primary key, type varchar(255) not null,
+    version varchar(20) not null, payload {json} not null, attempts int not null, last_error text not null,
+    failed_at {time} not null)";
+
+async fn dead_letters_are_failed_tasks<DB: TestDatabase>() {
+    let site = Site::<DB>::new("tasks", FAILED_TASKS).await;
+    let first = "00000000-0000-4000-8000-000000000001";
+    site.run(&format!("insert into {{t}} values ('{first}', 't', '1', 'null', 11, 'the first', {})", now::<DB>()))
+        .await;
+    let options = DB::options().prefix(crate::fresh::prefix());
+    let options = tupic::FailedTasks::new("acme").table(&site.table).keep(options).unwrap();
+    let (database, broker) = (options.connect().await.unwrap(), MemoryBroker::new());
+    let topic = "acme.queues.default.fails";
+    let publisher = Publisher::new("svc", broker.clone());
+    let own = "01a1fcc7-e626-7d24-b091-fb85047b08c3";
+    let envelope = format!(r#"{{"id":"{own}","version":"2","source":"svc","timestamp":1,"data":{{"data":"f"}}}}"#);
+    for (id, kind, data) in [(first, "rejected", "1"), (own, "fails", &envelope), ("no uuid", "rejected", "not json")] {
+        publisher.publish(Event::raw(kind, data.to_owned()).id(id).topic(topic)).await.unwrap();
+    }
+    let policy = Policy::ordered().quick_attempts(1).max_attempts(1).parked_delay(Duration::from_millis(1));
+    let consumer = Consumer::new("svc", broker).topics([topic]).store(SqlStore::new(&database)).policy(policy);
+    let app = Router::new()
+        .on("rejected", async || Err::<(), _>(Error::msg("no such asset").permanent()))
+        .on("fails", async || Err::<(), _>(Error::msg("db down")));
+    let end = Arc::new(Notify::new());
+    let stopped = Arc::clone(&end);
+    let serve = consumer.serve(app).with_graceful_shutdown(async move { stopped.notified().await });
+    let served = tokio::spawn(serve.into_future());
+    site.until("1 = 1", 3).await;
+    let in_store = aqueduct::store::Query::default();
+    assert_eq!(SqlStore::new(&database).browse(&in_store).await.unwrap().len(), 3, "they are dead letters too");
+    end.notify_one();
+    served.await.unwrap().unwrap();
+    assert_eq!(site.count("last_error = 'the first'").await, 1);
+    let text = if DB::NAME == "PostgreSQL" { "payload::text" } else { "payload" };
+    let gave_up = format!(
+        "id = '{own}' and type = 'queues.default.fails' and version = '2' and attempts = 2
+        and last_error like '%db down%' and {text} like '{{\"data\":%\"f\"}}'"
+    );
+    assert_eq!(site.count(&gave_up).await, 1);
+    let made = format!("version = '' and attempts = 1 and last_error like '%no such asset%' and {text} = 'null'");
+    assert_eq!(site.count(&made).await, 1);
+}
+
 crate::fresh::on_servers!(
+    the_inbox_of_the_gem_is_kept,
+    the_inbox_of_an_old_gem_is_kept,
+    dead_letters_are_failed_tasks,
     rows_of_the_gem_are_published_in_order_and_once,
     a_row_that_was_abandoned_is_published,
     a_refused_row_holds_its_resource_and_no_other,

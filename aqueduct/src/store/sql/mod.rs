@@ -7,6 +7,7 @@
 pub(crate) mod append;
 #[cfg(feature = "sqlite")]
 pub(crate) mod batch;
+mod beside;
 pub(crate) mod codec;
 mod commands;
 pub(crate) mod dialect;
@@ -45,6 +46,8 @@ mod wal;
 #[cfg(feature = "sqlite")]
 pub(crate) mod writer;
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) use beside::Beside;
 #[cfg(any(test, feature = "testing", feature = "postgres", feature = "mysql"))]
 pub(crate) use lease::SqlLeases;
 pub use outbox::Outbox;
