@@ -89,6 +89,10 @@ pub mod guide {
     #[doc = include_str!("guide/databases.md")]
     pub mod databases {}
 
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[doc = include_str!("guide/moving.md")]
+    pub mod moving {}
+
     #[doc = include_str!("guide/testing.md")]
     pub mod testing {}
 }
