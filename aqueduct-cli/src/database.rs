@@ -189,7 +189,7 @@ impl AnyStore {
             System::Aqueduct => Ok(with!(self, store => OutboxTable::from(store))),
             System::JetstreamBridge => {
                 let outbox = jetstream_bridge::Outbox::new();
-                let outbox = of.outbox_table.iter().fold(outbox, |outbox, table| outbox.table(table));
+                let outbox = of.outbox_table.iter().fold(outbox, jetstream_bridge::Outbox::table);
                 on_server!(self, store => outbox.open(store))
             }
             System::Tupic => {
@@ -200,7 +200,7 @@ impl AnyStore {
                     );
                 };
                 let outbox = tupic::Outbox::new(prefix, app);
-                let outbox = of.outbox_table.iter().fold(outbox, |outbox, table| outbox.table(table));
+                let outbox = of.outbox_table.iter().fold(outbox, tupic::Outbox::table);
                 on_server!(self, store => outbox.open(store))
             }
         }

@@ -34,7 +34,8 @@ const ABANDONED: Duration = Duration::from_mins(5);
 ///
 /// The traps: the gem writes a row only as `publishing`, and publishes it itself; so the application writes `pending` rows in
 /// its transactions instead, and calls the gem's `publish` no more. A row that says `publishing` may be in the hands of a
-/// Rails process, and is left alone for five minutes; published after that, it may be in the stream twice, under one id.
+/// Rails process, and is left alone for five minutes, while later rows of its resource pass it; published after that, it may be
+/// in the stream twice, under one id.
 /// And a row that the gem has marked `failed` is not touched, since its application was told so and later events have
 /// passed it: [retry](OutboxTable::retry) it by its id, or use the gem's `retry_failed`.
 ///

@@ -21,6 +21,7 @@ use crate::relay_cases::Running;
 /// A database with a table of another system in it, named `{t}` in statements.
 struct Site<DB: TestDatabase> {
     database: ServerDatabase<DB>,
+    prefix: String,
     table: String,
     connection: tokio::sync::Mutex<DB::Connection>,
 }
@@ -51,7 +52,7 @@ impl<DB: TestDatabase> Site<DB> {
     async fn new(name: &str, create: &str) -> Self {
         let (database, prefix) = tables::<DB>().await;
         let connection = tokio::sync::Mutex::new(DB::connect().await);
-        let site = Self { database, table: format!("{prefix}{name}"), connection };
+        let site = Self { database, table: format!("{prefix}{name}"), prefix, connection };
         let [json, time, serial] = if DB::NAME == "PostgreSQL" {
             ["jsonb", "timestamp(6)", "bigserial primary key"]
         } else {
@@ -81,7 +82,9 @@ impl<DB: TestDatabase> Site<DB> {
     }
 
     async fn run(&self, sql: &str) {
-        DB::run(&mut *self.connection.lock().await, sql.replace("{t}", &self.table)).await.unwrap();
+        DB::run(&mut *self.connection.lock().await, sql.replace("{t}", &self.table).replace("{p}", &self.prefix))
+            .await
+            .unwrap();
     }
 
     async fn count(&self, condition: &str) -> i64 {
@@ -165,11 +168,13 @@ async fn rows_of_the_gem_are_published_in_order_and_once<DB: TestDatabase>() {
     let status = table.status().await.unwrap();
     assert_eq!((status.pending, status.counted, status.parked), (300, true, 0));
     assert_eq!(status.oldest.unwrap().to_string(), "2026-01-02T03:04:05.678Z");
-    let broker = broker();
+    let (broker, (told, mut heard)) = (broker(), mpsc::unbounded_channel());
+    let mute = Mute { inner: broker.clone(), told, answers: Arc::new(Notify::new()) };
+    mute.answers.notify_one();
     // Whatever they are called, one of them has the table.
     let relays = [
-        Running::start(Relay::new(site.bridge(), broker.clone()).name("one")),
-        Running::start(Relay::new(site.bridge(), broker.clone()).name("two")),
+        Running::start(Relay::new(site.bridge(), mute.clone()).name("one")),
+        Running::start(Relay::new(site.bridge(), mute).name("two")),
     ];
     site.until("status = 'sent'", 301).await;
     assert_eq!(numbers(&broker, SUBJECT, 10), expected(0..300, 10));
@@ -184,6 +189,11 @@ async fn rows_of_the_gem_are_published_in_order_and_once<DB: TestDatabase>() {
     for relay in relays {
         relay.stop().await;
     }
+    let mut calls = 0;
+    while let Some(bodies) = heard.recv().await {
+        calls += bodies.len();
+    }
+    assert_eq!(calls, 300, "none was handed to the broker twice");
 }
 
 /// The process that had it in hand is gone: its row is published, and so is one that failed once somebody says so.
@@ -258,6 +268,27 @@ async fn a_crash_before_the_note_repeats_at_most<DB: TestDatabase>() {
     published.dedup();
     assert_eq!(published.len(), 40);
     assert_eq!(numbers(&mute.inner, SUBJECT, 4), expected(0..40, 4), "the broker dropped what was repeated");
+}
+
+/// A relay whose lease went to another says nothing of what it had published by then: that is published again.
+async fn a_relay_that_was_replaced_settles_nothing<DB: TestDatabase>() {
+    let site = Site::<DB>::new("bridge", BRIDGE).await;
+    site.bridge_rows(0..40, 4, SUBJECT).await;
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let mute = Mute { inner: broker(), told, answers: Arc::new(Notify::new()) };
+    let relay = Running::start(Relay::new(site.bridge(), mute.clone()));
+    let first = heard.recv().await.unwrap();
+    site.run("update {p}leases set epoch = epoch + 1, session = null where grp like 'outbox %'").await;
+    mute.answers.notify_one();
+    site.until("status = 'sent'", 40).await;
+    relay.stop().await;
+    let mut later = Vec::new();
+    while let Ok(bodies) = heard.try_recv() {
+        later.extend(bodies);
+    }
+    assert!(first.iter().all(|body| later.contains(body)), "{first:?}");
+    assert_eq!(site.count("attempts = 1").await, 40);
+    assert_eq!(numbers(&mute.inner, SUBJECT, 4), expected(0..40, 4));
 }
 
 /// Publishes, and does not answer before it is told to.
@@ -459,5 +490,6 @@ crate::fresh::on_servers!(
     a_row_that_was_abandoned_is_published,
     a_refused_row_holds_its_resource_and_no_other,
     a_crash_before_the_note_repeats_at_most,
+    a_relay_that_was_replaced_settles_nothing,
     rows_of_the_modules_are_published_as_by_their_relay,
 );
