@@ -10,7 +10,7 @@ const EXCEEDED: [(&str, usize); 5] = [
     ("engine", 3_650),
     ("format/cloudevents", 450),
     ("compat", 1_100),
-    ("the servers' databases", 2_320),
+    ("the servers' databases", 2_350),
 ];
 
 /// The area that a file counts for and its budget; none for the test kit, which is tests.
