@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use aqueduct::compat::{jetstream_bridge, tupic};
 use aqueduct::mysql::{MySql, MySqlDatabase, MySqlStore};
 use aqueduct::postgres::{PgDatabase, PgStore, Postgres};
 use aqueduct::sql::{Forget, InboxStatus, Migrated, Server, ServerDatabase, ServerOptions, ShardStatus};
@@ -12,6 +13,7 @@ use aqueduct::store::{Command, CommandId, CommandState, Listed, Store};
 use aqueduct::{Consumer, OutboxTable, StoreError};
 use serde::{Deserialize, Serialize};
 
+use crate::config::{OutboxSettings, System};
 use crate::failure::{Exit, Failure};
 
 /// What the names of tables begin with, unless it is changed.
@@ -160,14 +162,48 @@ macro_rules! with {
     };
 }
 
+/// Opens a table that another system has, in a database server.
+macro_rules! on_server {
+    ($any:expr, $store:ident => $what:expr) => {
+        match $any {
+            AnyStore::Postgres($store) => $what.map_err(|error| Failure::new(Exit::Config, error.to_string())),
+            AnyStore::MySql($store) => $what.map_err(|error| Failure::new(Exit::Config, error.to_string())),
+            AnyStore::Sqlite(_) => {
+                let failure =
+                    Failure::new(Exit::Config, "the tables of other systems are read in database servers alone");
+                Err(failure.fix("name a PostgreSQL, MySQL or MariaDB database, or leave out --outbox"))
+            }
+        }
+    };
+}
+
 impl AnyStore {
     /// What every store can do.
     pub(crate) fn store(&self) -> &dyn Store {
         with!(self, store => store)
     }
 
-    pub(crate) fn outbox(&self) -> OutboxTable {
-        with!(self, store => OutboxTable::from(store))
+    /// The outbox of services: Aqueduct's own, or the table of another system beside it.
+    pub(crate) fn outbox(&self, of: &OutboxSettings) -> Result<OutboxTable, Failure> {
+        match of.outbox {
+            System::Aqueduct => Ok(with!(self, store => OutboxTable::from(store))),
+            System::JetstreamBridge => {
+                let outbox = jetstream_bridge::Outbox::new();
+                let outbox = of.outbox_table.iter().fold(outbox, jetstream_bridge::Outbox::table);
+                on_server!(self, store => outbox.open(store))
+            }
+            System::Tupic => {
+                let (Some(prefix), Some(app)) = (&of.outbox_prefix, &of.outbox_app) else {
+                    let failure = Failure::new(Exit::Config, "tupic's messages need the service's prefix and its name");
+                    return Err(
+                        failure.fix("say them with --outbox-prefix and --outbox-app, or in the section [relay]")
+                    );
+                };
+                let outbox = tupic::Outbox::new(prefix, app);
+                let outbox = of.outbox_table.iter().fold(outbox, tupic::Outbox::table);
+                on_server!(self, store => outbox.open(store))
+            }
+        }
     }
 
     /// Lets a consumer park its events here.

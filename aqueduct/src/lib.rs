@@ -60,6 +60,8 @@
 pub mod broker;
 mod call;
 mod clock;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub mod compat;
 pub mod engine;
 mod error;
 mod event;
@@ -86,6 +88,10 @@ pub mod guide {
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     #[doc = include_str!("guide/databases.md")]
     pub mod databases {}
+
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[doc = include_str!("guide/moving.md")]
+    pub mod moving {}
 
     #[doc = include_str!("guide/testing.md")]
     pub mod testing {}

@@ -154,7 +154,7 @@ async fn examine(global: &Global, report: &mut Report) {
 /// The database of services and its outbox, where one is named.
 async fn database(settings: &Settings, report: &mut Report) -> Result<(), Failure> {
     let Some(database) = &settings.database else { return Ok(()) };
-    let outbox = database.open(&settings.table_prefix).await?.outbox().status().await?;
+    let outbox = database.open(&settings.table_prefix).await?.outbox(&settings.relay.table)?.status().await?;
     report.ok("database", "it can be used, and its tables are of this version");
     if outbox.parked > 0 {
         let text = format!("{} cannot be published, or wait behind one that cannot", count(outbox.parked, "row"));

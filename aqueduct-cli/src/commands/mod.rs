@@ -38,7 +38,7 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Forget(forget) => forget.run(&global).await,
         Command::Rewind(rewind) => rewind.run(&global).await,
         Command::Relay(relay) => relay.run(&global, of("relay", matches)).await,
-        Command::Outbox(outbox) => outbox.run(&global).await,
+        Command::Outbox(outbox) => outbox.run(&global, of("outbox", matches)).await,
         Command::Inbox(inbox) => inbox.run(&global).await,
         Command::Migrate(migrate) => migrate.run(&global).await,
         Command::Doctor(doctor) => doctor.run(&global).await,

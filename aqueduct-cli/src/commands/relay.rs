@@ -36,7 +36,9 @@ impl Relaying {
         let absent = if settings.relay.existing_topic { Absent::Refuse } else { Absent::Create };
         let file = open_broker(&settings, absent).await?;
         let store = open_database(&settings, &file).await?;
-        let serve = configured(Relay::new(store.outbox(), SqliteBroker::new(&file)), &settings.relay).serve();
+        let serve =
+            configured(Relay::new(store.outbox(&settings.relay.table)?, SqliteBroker::new(&file)), &settings.relay)
+                .serve();
         let (health, systemd, graceful) = (serve.health(), Systemd(self.sd_notify), stop.clone());
         let serving = serve.with_graceful_shutdown(async move {
             graceful.graceful().await;

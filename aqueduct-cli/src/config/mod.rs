@@ -2,6 +2,7 @@
 
 mod consume;
 mod load;
+mod outbox;
 mod publish;
 mod relay;
 mod values;
@@ -14,6 +15,7 @@ use crate::failure::{Exit, Failure};
 
 pub(crate) use consume::ConsumeSettings;
 pub(crate) use load::{Flags, Origin, SECRETS, load};
+pub(crate) use outbox::{OutboxSettings, System};
 pub(crate) use publish::PublishSettings;
 pub(crate) use relay::RelaySettings;
 pub(crate) use values::{FormatName, From, Span};

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{FormatName, Span};
+use super::{FormatName, OutboxSettings, Span};
 
 /// The section `[relay]`. Defaults stand in the attributes alone.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
@@ -24,4 +24,7 @@ pub(crate) struct RelaySettings {
     /// Parks rows of a topic that does not exist, instead of creating it.
     #[arg(long)]
     pub(crate) existing_topic: bool,
+    #[serde(flatten)]
+    #[command(flatten)]
+    pub(crate) table: OutboxSettings,
 }

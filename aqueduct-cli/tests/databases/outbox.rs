@@ -5,6 +5,7 @@ use crate::fresh::{Fresh, on_each_server};
 on_each_server! {
     a_row_of_the_printed_sql_travels
     a_row_that_is_wrong_is_parked_tried_again_and_discarded
+    the_outbox_of_another_system_is_published
 }
 
 fn a_row_of_the_printed_sql_travels(fresh: &Fresh) {
@@ -65,4 +66,58 @@ fn a_row_that_is_wrong_is_parked_tried_again_and_discarded(fresh: &Fresh) {
     let mut ids: Vec<String> = fresh.tail("t").iter().map(|event| event["id"].to_string()).collect();
     ids.sort();
     assert_eq!(ids, [r#""2""#, r#""3""#]);
+}
+
+/// Tables as the gem and the modules have them.
+fn the_outbox_of_another_system_is_published(fresh: &Fresh) {
+    fresh.run(&["migrate"]).succeeded();
+    let [id, json] = if fresh.database.url().starts_with("mysql") {
+        ["bigint auto_increment primary key", "json"]
+    } else {
+        ["bigserial primary key", "jsonb"]
+    };
+    fresh.sql(&format!(
+        "create table jetstream_outbox_events (id {id}, event_id varchar(255) not null unique, subject varchar(255) not null,
+         payload {json} not null, status varchar(255) not null, attempts integer not null default 0, last_error text,
+         sent_at timestamp null, created_at timestamp null, updated_at timestamp null)"
+    ));
+    fresh.sql(&format!(
+        "create table outbox_events (id {id}, message_id char(36) not null, subject varchar(255) not null, version varchar(20),
+         payload {json} not null, occurred_at timestamp null, published_at timestamp null, error text, failed_at timestamp null)"
+    ));
+    let row = |id: &str, payload: &str| {
+        let columns = "event_id, subject, payload, status, created_at, updated_at";
+        let times = "'2026-01-02 03:04:05', '2026-01-02 03:04:05'";
+        fresh.sql(&format!(
+            "insert into jetstream_outbox_events ({columns}) values ('{id}', 'orders.sync.warehouse', '{payload}', 'pending', {times})"
+        ));
+    };
+    row("1", r#"{"event_type": "order.paid", "resource_type": "order", "resource_id": 7}"#);
+    row("2", "[]");
+    fresh.sql("insert into outbox_events (message_id, subject, version, payload, occurred_at) values ('3', 'events.a', '1', '1', '2026-01-02 03:04:05')");
+    let gem = ["--outbox", "jetstream_bridge", "--outbox-table", "jetstream_outbox_events"];
+    let modules = ["--outbox", "tupic", "--outbox-prefix", "acme", "--outbox-app", "assets"];
+    let waits = |flags: &[&str]| {
+        let status = &fresh.json(&[&["outbox", "status"], flags].concat())[0];
+        (status["pending"].as_u64().unwrap(), status["parked"].as_u64().unwrap())
+    };
+    assert_eq!((waits(&gem), waits(&modules)), ((2, 0), (1, 0)));
+    for (flags, wanted) in [(&gem[..], (0, 1)), (&modules, (0, 0))] {
+        let mut relay = fresh.start(&[&["relay"], flags].concat());
+        fresh.until(&format!("{wanted:?} of {flags:?}"), || waits(flags) == wanted);
+        relay.signal("TERM");
+        assert!(relay.end().success(), "{}", relay.said);
+    }
+    let [paid] = &fresh.tail("orders.sync.warehouse")[..] else { panic!("one is an event") };
+    assert_eq!((&paid["id"], &paid["partitionkey"]), (&"1".into(), &"order/7".into()));
+    let [thing] = &fresh.tail("acme.events.a")[..] else { panic!("it is an event") };
+    assert_eq!((&thing["type"], &thing["data"]["source"]), (&"events.a".into(), &"assets".into()));
+    assert!(fresh.run(&[&["outbox", "list"], &gem[..]].concat()).succeeded().out.contains("no JSON object"));
+    fresh.run(&[&["outbox"], &gem[..], &["discard", "2", "--yes", "--why", "no event"]].concat()).succeeded();
+    assert_eq!(
+        (waits(&gem), fresh.sql("select count(*) from jetstream_outbox_events where status = 'failed'").trim()),
+        ((0, 0), "1")
+    );
+    fresh.run(&["relay", "--outbox", "tupic"]).failed(78, &["--outbox-prefix"]);
+    fresh.run(&["outbox", "status", "--outbox", "tupik"]).failed(2, &["tupic"]);
 }

@@ -7,6 +7,7 @@
 
 #[cfg(unix)]
 mod bank;
+mod compat;
 mod failover;
 mod faults;
 mod fresh;

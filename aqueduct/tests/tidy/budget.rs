@@ -5,7 +5,13 @@ use std::collections::BTreeMap;
 use crate::source::{Finding, Source};
 
 /// More than its budget, with a sentence in ARCHITECTURE.md that says why: area and lines.
-const EXCEEDED: [(&str, usize); 3] = [("broker/sqlite", 2_410), ("engine", 3_650), ("format/cloudevents", 450)];
+const EXCEEDED: [(&str, usize); 5] = [
+    ("broker/sqlite", 2_410),
+    ("engine", 3_650),
+    ("format/cloudevents", 450),
+    ("compat", 1_100),
+    ("the servers' databases", 2_350),
+];
 
 /// The area that a file counts for and its budget; none for the test kit, which is tests.
 fn area(source: &Source) -> Option<(String, usize)> {
@@ -15,6 +21,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
         ["engine", "relay", ..]
         | ["store", "outbox"]
         | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_800)),
+        ["compat", ..] | ["store", "sql", "beside"] => Some(("compat".into(), 700)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
         ["store", "sql", "server", ..] => Some(("the servers' databases".into(), 2_300)),

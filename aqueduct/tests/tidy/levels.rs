@@ -12,7 +12,7 @@ enum Area {
     Port,
     /// Level 2: a port's name and the adapter's.
     Adapter(String, String),
-    /// Level 2: formats, names and tables of other libraries; sees every adapter.
+    /// Level 2: formats, names, tables and presets of other libraries; sees every adapter, and the API.
     Compat,
     /// Level 2.
     Api,
@@ -63,7 +63,7 @@ fn may_name(from: &Area, to: &Area) -> bool {
         Types => matches!(to, Root | Types),
         Port => matches!(to, Root | Types | Port),
         Adapter(..) => matches!(to, Root | Types | Port) || from == to,
-        Compat => matches!(to, Root | Types | Port | Adapter(..) | Compat),
+        Compat => matches!(to, Root | Types | Port | Adapter(..) | Compat | Api),
         Api => matches!(to, Root | Types | Port | Api),
         Engine => matches!(to, Root | Types | Port | Api | Engine),
         Root | Testing => true,

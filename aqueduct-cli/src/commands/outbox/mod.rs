@@ -7,12 +7,12 @@ mod list;
 use std::time::Duration;
 
 use aqueduct::{Clock, OutboxStatus, OutboxTable, Timestamp};
-use clap::{Args, Subcommand};
+use clap::{ArgMatches, Args, Subcommand};
 use indicatif::HumanCount;
 use serde_json::{Value, json};
 
 use crate::cli::Global;
-use crate::config::{Flags, load};
+use crate::config::{Flags, OutboxSettings, load};
 use crate::failure::Failure;
 use crate::output::{Output, print};
 use crate::table::{Table, age};
@@ -30,6 +30,8 @@ const ACT: &str = include_str!("../help/outbox-act.txt");
 pub(crate) struct Outbox {
     #[command(subcommand)]
     action: Action,
+    #[command(flatten)]
+    table: OutboxSettings,
 }
 
 #[derive(Subcommand)]
@@ -52,14 +54,14 @@ enum Action {
 }
 
 impl Outbox {
-    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let settings = load(global, Flags::none())?.settings;
+    pub(crate) async fn run(self, global: &Global, matches: &ArgMatches) -> Result<(), Failure> {
+        let settings = load(global, Flags::of("relay", &self.table, matches))?.settings;
         let (database, prefix) = (settings.database()?, settings.table_prefix.as_str());
         let output = global.output.unwrap_or_default();
         if let Action::Sql = self.action {
             return insert::print_sql(database.kind(), prefix, output);
         }
-        let table = database.open(prefix).await?.outbox();
+        let table = database.open(prefix).await?.outbox(&settings.relay.table)?;
         match self.action {
             Action::Sql => Ok(()),
             Action::Status => status(&table, output).await,

@@ -7,6 +7,7 @@
 pub(crate) mod append;
 #[cfg(feature = "sqlite")]
 pub(crate) mod batch;
+mod beside;
 pub(crate) mod codec;
 mod commands;
 pub(crate) mod dialect;
@@ -45,9 +46,13 @@ mod wal;
 #[cfg(feature = "sqlite")]
 pub(crate) mod writer;
 
-#[cfg(any(test, feature = "testing"))]
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) use beside::Beside;
+#[cfg(any(test, feature = "testing", feature = "postgres", feature = "mysql"))]
 pub(crate) use lease::SqlLeases;
 pub use outbox::Outbox;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) use relay::check_fence;
 pub use schema::Migrated;
 #[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
 pub use server::Planted;
@@ -63,6 +68,8 @@ pub use sqlite::{SqliteFile, SqliteOptions, SqliteStore};
 #[cfg(feature = "sqlite")]
 pub use sqlite_tx::SqliteTx;
 pub use store::{Home, SqlStore};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) use store::{HomeCalls, Step};
 #[cfg(feature = "sqlite")]
 pub(crate) use turn::try_lock;
 pub use tx::{Tx, TxDatabase};

@@ -393,7 +393,11 @@ impl OneShard<'_> {
 }
 
 /// Locks the fences of these shards until the commit, and compares them.
-async fn check_fence(session: &mut dyn Session, group: &Text, claims: &[ShardClaim]) -> Result<(), StoreError> {
+pub(crate) async fn check_fence(
+    session: &mut dyn Session,
+    group: &Text,
+    claims: &[ShardClaim],
+) -> Result<(), StoreError> {
     let nothing = std::iter::repeat(Text::default());
     let parts = claims.iter().map(|claim| Text::from(claim.shard.to_string())).chain(nothing).take(SHARDS_MAX);
     let args = std::iter::once(group.clone()).chain(parts).map(Value::Text).collect();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::beside::{Beside, Kept};
 use super::commands;
 use super::dialect::{Database, Session, Value, Work};
 use super::lookup::{self, sql_limit};
@@ -38,6 +39,11 @@ pub(crate) trait HomeCalls {
 
     /// Tells the relays of this process about rows of the outbox.
     fn hint(&self) -> &Hint;
+
+    /// The tables of other systems that are kept with its own.
+    fn beside(&self) -> Arc<[Arc<dyn Beside>]> {
+        Arc::default()
+    }
 
     // How it keeps up to where partitions are settled. Where the log is in the same file there is no need.
 
@@ -87,13 +93,17 @@ impl<H: Home> SqlStore<H> {
         commands::last(&mut *self.read().await?, sql_limit(limit)).await
     }
 
-    pub(super) async fn read(&self) -> Result<Box<dyn Session>, StoreError> {
+    pub(crate) async fn read(&self) -> Result<Box<dyn Session>, StoreError> {
         self.home.read().await
     }
 
     /// Runs a step in a transaction of its own and answers when it is committed.
-    pub(super) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
+    pub(crate) async fn write<S: Step>(&self, step: S) -> Result<S::Answer, StoreError> {
         write(&self.home, step).await
+    }
+
+    fn kept(&self) -> Kept {
+        Kept { tables: self.home.beside(), now: self.home.clock().now() }
     }
 
     /// Says whether these rows may be written: before the first of them is, so that a refusal changes nothing.
@@ -153,7 +163,8 @@ impl<H: Home> Store for SqlStore<H> {
             });
             self.admit(&claim.partition, rows)?;
             self.home.applying(claim, ops)?;
-            let (shard, answers) = self.write(Apply { claim: claim.clone(), ops: ops.to_vec() }).await?;
+            let (shard, answers) =
+                self.write(Apply { claim: claim.clone(), ops: ops.to_vec(), kept: self.kept() }).await?;
             self.home.applied(shard, claim, ops, &answers);
             Ok(answers)
         })
@@ -168,7 +179,7 @@ impl<H: Home> Store for SqlStore<H> {
         Box::pin(async move {
             self.admit(partition, rows.iter())?;
             let (consumer, partition, rows) = (consumer.clone(), partition.clone(), rows.to_vec());
-            self.write(Bury { consumer, partition, rows }).await
+            self.write(Bury { consumer, partition, rows, kept: self.kept() }).await
         })
     }
 
@@ -201,7 +212,7 @@ impl<H: Home> Store for SqlStore<H> {
 }
 
 /// Work that has an answer.
-pub(super) trait Step: Send + 'static {
+pub(crate) trait Step: Send + 'static {
     type Answer: Send;
 
     fn run<'a>(&'a mut self, session: &'a mut dyn Session) -> BoxFuture<'a, Result<Self::Answer, StoreError>>;
@@ -282,6 +293,7 @@ impl Step for RaiseFence {
 struct Apply {
     claim: Claim,
     ops: Vec<Op>,
+    kept: Kept,
 }
 
 impl Step for Apply {
@@ -293,7 +305,9 @@ impl Step for Apply {
             let mut shard = Shard { session, id, partition: &self.claim.partition };
             let mut answers = Vec::with_capacity(self.ops.len());
             for op in &self.ops {
-                answers.push(shard.apply(op).await?);
+                let answer = shard.apply(op).await?;
+                self.kept.told(&mut shard, op, answer).await?;
+                answers.push(answer);
             }
             Ok((id, answers))
         })
@@ -304,6 +318,7 @@ struct Bury {
     consumer: Text,
     partition: Partition,
     rows: Vec<Row>,
+    kept: Kept,
 }
 
 impl Step for Bury {
@@ -314,8 +329,9 @@ impl Step for Bury {
             let (consumer, partition) = (&self.consumer, &self.partition);
             let args = [names(consumer, partition), names(consumer, partition)].concat();
             let id = one(&session.fetch(FIND_SHARD, args).await?)?.int(0)?;
-            Shard { session, id, partition }.put(&self.rows).await?;
-            Ok(())
+            let mut shard = Shard { session, id, partition };
+            shard.put(&self.rows).await?;
+            self.kept.died(&mut shard, &self.rows).await
         })
     }
 }

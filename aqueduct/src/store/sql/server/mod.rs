@@ -24,6 +24,7 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx_core::transaction::TransactionManager;
 
+use super::beside::Beside;
 use super::dialect::{Database, Session, SqlRow, Value, Work};
 use super::ops::{SHARD, names};
 use super::schema::Migrated;
@@ -193,6 +194,7 @@ struct Shared<DB: Server> {
     hint: Hint,
     retention: Duration,
     steps: Steps,
+    beside: Arc<[Arc<dyn Beside>]>,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
     translated: RwLock<BTreeMap<(usize, usize), Statements>>,
 }
@@ -224,6 +226,7 @@ pub struct ServerOptions<DB: Server> {
     behind_pooler: bool,
     retention: Duration,
     steps: Steps,
+    beside: Vec<Arc<dyn Beside>>,
 }
 
 impl<DB: Server> ServerOptions<DB> {
@@ -276,6 +279,12 @@ impl<DB: Server> ServerOptions<DB> {
     /// message, takes effect again; a delivery of the same message never does. Defaults to 7 days.
     pub fn inbox_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
+        self
+    }
+
+    /// Keeps a table of another system in the same transactions.
+    pub(crate) fn beside(mut self, table: impl Beside) -> Self {
+        self.beside.push(Arc::new(table));
         self
     }
 
@@ -333,6 +342,7 @@ impl<DB: Server> ServerOptions<DB> {
             hint: Hint::default(),
             retention: self.retention,
             steps: self.steps,
+            beside: self.beside.into(),
             translated: RwLock::default(),
         })))
     }
@@ -369,6 +379,7 @@ impl<DB: Server> ServerDatabase<DB> {
             behind_pooler: false,
             retention: RETENTION,
             steps: Steps::default(),
+            beside: Vec::new(),
         }
     }
 
@@ -571,6 +582,10 @@ impl<DB: Server> HomeCalls for ServerDatabase<DB> {
 
     fn hint(&self) -> &Hint {
         &self.0.hint
+    }
+
+    fn beside(&self) -> Arc<[Arc<dyn Beside>]> {
+        Arc::clone(&self.0.beside)
     }
 
     fn resume<'a>(&'a self, claim: &'a Claim, at: &'a Standing) -> BoxFuture<'a, Result<Option<Position>, StoreError>> {

@@ -43,7 +43,7 @@ impl<DB: Server> ServerDatabase<DB> {
 
     /// Work, and its end, in a transaction that was begun.
     async fn within(&self, connection: &mut DB::Connection, work: &mut dyn Work) -> Result<(), Failed> {
-        let mut session = Within { database: self, connection, failed: None };
+        let mut session = Within::new(self, connection);
         let done = work.run(&mut session).await;
         let failed = session.failed.take();
         match done {
@@ -81,11 +81,17 @@ fn no_answer() -> sqlx::Error {
 }
 
 /// The connection of a transaction while work runs on it.
-struct Within<'c, DB: Server> {
+pub(super) struct Within<'c, DB: Server> {
     database: &'c ServerDatabase<DB>,
     connection: &'c mut DB::Connection,
     /// What the error of the statement meant that failed.
     failed: Option<Meaning>,
+}
+
+impl<'c, DB: Server> Within<'c, DB> {
+    pub(super) fn new(database: &'c ServerDatabase<DB>, connection: &'c mut DB::Connection) -> Self {
+        Self { database, connection, failed: None }
+    }
 }
 
 /// A connection to read on.

@@ -17,6 +17,7 @@ use super::outbox;
 #[cfg(any(test, feature = "testing"))]
 use super::planted::Planted;
 use super::pool::Numbered;
+use super::session::Within;
 use super::{Server, ServerDatabase};
 use crate::broker::Receipt;
 use crate::call::{Call, Origin};
@@ -24,6 +25,7 @@ use crate::clock::Lease;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
+use crate::store::sql::beside;
 use crate::store::sql::dialect::Value;
 use crate::store::sql::outbox::{How, Outbox};
 use crate::store::sql::store::{HomeCalls, SqlStore};
@@ -271,7 +273,12 @@ impl<DB: Server> Lends for DB {
             if enter(&mut held, call).await? {
                 #[cfg(any(test, feature = "testing"))]
                 held.plant(Planted::ReadFirst).await?;
-                return Ok(Some((*held, None)));
+                if !enter_beside(&mut held, call).await? {
+                    return Ok(Some((*held, None)));
+                }
+                // Not here, so it is nothing that this database must have.
+                held.roll_back();
+                return Ok(None);
             }
             // Perhaps by a commit whose answer was lost.
             held.has_effect();
@@ -314,11 +321,19 @@ async fn enter<DB: Server>(held: &mut ServerTx<DB>, call: &Call) -> Result<bool>
     match DB::execute(&mut *held, &statement, args).await {
         Ok(inserted) => Ok(inserted > 0),
         Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => Ok(false),
-        Err(error) => {
-            let error = held.database.explain(&error);
-            let refused = matches!(error, StoreError::Refused(_));
-            let error = Error::from(error);
-            Err(if refused { error.permanent() } else { error.uncounted() })
-        }
+        Err(error) => Err(unentered(held.database.explain(&error))),
     }
+}
+
+/// Writes the event into the tables of other systems, and answers whether one of them has it already.
+async fn enter_beside<DB: Server>(held: &mut ServerTx<DB>, call: &Call) -> Result<bool> {
+    let database = held.database.clone();
+    let (tables, now) = (database.beside(), database.clock().now());
+    beside::enter(&tables, &mut Within::new(&database, &mut **held), call, now).await.map_err(unentered)
+}
+
+fn unentered(error: StoreError) -> Error {
+    let refused = matches!(error, StoreError::Refused(_));
+    let error = Error::from(error);
+    if refused { error.permanent() } else { error.uncounted() }
 }
