@@ -6,21 +6,20 @@
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
 
+#[path = "outbox/latency.rs"]
+mod latency;
 #[path = "outbox/queues.rs"]
 mod queues;
 
 use std::future::IntoFuture;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aqueduct::mysql::{MySql, MySqlDatabase};
 use aqueduct::postgres::{PgDatabase, Postgres};
 use aqueduct::sql::{Server, ServerDatabase, SqlStore, TxDatabase};
-use aqueduct::{Consumer, Event, MemoryBroker, Outbox, Relay, Router};
-use parking_lot::Mutex;
+use aqueduct::{Event, MemoryBroker, Outbox, Relay};
 use sqlx::{AssertSqlSafe, Pool, Row};
-use tokio::sync::Notify;
 
 const ROUNDS: usize = 5;
 
@@ -31,9 +30,6 @@ const SHARDS: i64 = 16;
 
 /// Rows that the relay reads of a shard at once, and so does the loop written by hand.
 const READ: i64 = 500;
-
-/// How long events are written at a rate.
-const SECONDS: u64 = 10;
 
 /// A database as all of this uses it.
 trait Bench: Server + TxDatabase {
@@ -169,50 +165,6 @@ async fn until_empty<DB: Bench>(pool: &Pool<DB>) {
     }
 }
 
-/// Milliseconds from the return of a commit to the handler, the median and what 99 of 100 are below, at so many events a second.
-async fn latency<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>, rate: u64) -> [f64; 2] {
-    let (broker, outbox) = (MemoryBroker::new(), DB::outbox(home));
-    let came = Arc::new(Mutex::new(vec![None; usize::try_from(rate * SECONDS).expect("few")]));
-    let (all, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (note, told) = (Arc::clone(&came), Arc::clone(&all));
-    let handler = async move |event: Event| -> aqueduct::Result<()> {
-        let (now, n): (_, usize) = (Instant::now(), event.id.as_str().parse()?);
-        note.lock()[n] = Some(now);
-        told.notify_one();
-        Ok(())
-    };
-    let stop = Arc::clone(&end);
-    let consumer =
-        Consumer::new("stock", broker.clone()).topics(["orders"]).serve(Router::new().on("order.placed", handler));
-    let consumer = tokio::spawn(consumer.with_graceful_shutdown(async move { stop.notified().await }).into_future());
-    let relay = tokio::spawn(Relay::new(&SqlStore::new(home), broker.clone()).serve().into_future());
-    let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / rate));
-    let (committed, written) = (Arc::new(Mutex::new(vec![None; came.lock().len()])), rate * SECONDS);
-    let mut writers = tokio::task::JoinSet::new();
-    for n in 0..written {
-        tick.tick().await;
-        let (outbox, pool, committed) = (outbox.clone(), pool.clone(), Arc::clone(&committed));
-        writers.spawn(async move {
-            DB::write(&outbox, &pool, vec![event(n)]).await;
-            committed.lock()[usize::try_from(n).expect("few")] = Some(Instant::now());
-        });
-    }
-    while writers.join_next().await.is_some() {}
-    while came.lock().iter().any(Option::is_none) {
-        all.notified().await;
-    }
-    end.notify_one();
-    relay.abort();
-    consumer.await.expect("no panic").expect("it serves");
-    let (came, committed) = (came.lock(), committed.lock());
-    // The first second is for the relay to take its shards.
-    let first = usize::try_from(rate).expect("few");
-    let pairs = came.iter().zip(&*committed).skip(first).filter_map(|(came, committed)| came.zip(*committed));
-    let mut took: Vec<f64> = pairs.map(|(came, at)| came.saturating_duration_since(at).as_secs_f64() * 1e3).collect();
-    took.sort_by(f64::total_cmp);
-    [took[took.len() / 2], took[took.len() * 99 / 100]]
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a rate")]
 fn per_second(count: u64, took: Duration) -> f64 {
     count as f64 / took.as_secs_f64()
@@ -240,7 +192,7 @@ async fn run<DB: Bench>(wants: impl Fn(&str) -> bool) -> bool {
     }
     if wants("latency") {
         for rate in [100, 1_000] {
-            let [half, most] = latency(&home, &pool, rate).await;
+            let [half, most] = latency::latency(&home, &pool, rate).await;
             println!("{name}_latency_ms_at_{rate}_p50: {half:.1} (bar none)");
             println!("{name}_latency_ms_at_{rate}_p99: {most:.1} (bar none)");
         }
