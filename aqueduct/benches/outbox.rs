@@ -13,6 +13,7 @@ mod queues;
 
 use std::future::IntoFuture;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aqueduct::mysql::{MySql, MySqlDatabase};
@@ -20,6 +21,7 @@ use aqueduct::postgres::{PgDatabase, Postgres};
 use aqueduct::sql::{Server, ServerDatabase, SqlStore, TxDatabase};
 use aqueduct::{Event, MemoryBroker, Outbox, Relay};
 use sqlx::{AssertSqlSafe, Pool, Row};
+use tokio::sync::Notify;
 
 const ROUNDS: usize = 5;
 
@@ -145,7 +147,7 @@ async fn by_hand<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> f64 {
 /// Rows a second of the relay with the memory broker; it has its shards before the rows are there.
 async fn relayed<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> f64 {
     let broker = MemoryBroker::new();
-    let relay = tokio::spawn(Relay::new(&SqlStore::new(home), broker.clone()).serve().into_future());
+    let relay = Running::start(home, &broker);
     DB::write(&DB::outbox(home), pool, (0..200).map(event).collect()).await;
     until_empty(pool).await;
     let began = fill(home, pool).await;
@@ -155,8 +157,28 @@ async fn relayed<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> f64 {
     }
     until_empty(pool).await;
     let took = began.elapsed();
-    relay.abort();
+    relay.end().await;
     per_second(ROWS, took)
+}
+
+/// A relay, which gives its shards back at its end.
+struct Running {
+    end: Arc<Notify>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start<DB: Bench>(home: &ServerDatabase<DB>, broker: &MemoryBroker) -> Self {
+        let end = Arc::new(Notify::new());
+        let (told, relay) = (Arc::clone(&end), Relay::new(&SqlStore::new(home), broker.clone()));
+        let serve = relay.serve().with_graceful_shutdown(async move { told.notified().await });
+        Self { end, task: tokio::spawn(async move { serve.into_future().await.expect("it serves") }) }
+    }
+
+    async fn end(self) {
+        self.end.notify_one();
+        self.task.await.expect("no panic");
+    }
 }
 
 async fn until_empty<DB: Bench>(pool: &Pool<DB>) {

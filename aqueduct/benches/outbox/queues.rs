@@ -58,7 +58,7 @@ const ACK: &str = "insert into offsets values ('g', $1, $2::xid8) on conflict (c
 
 /// Prints a line for each figure of each system.
 pub(crate) async fn statements() {
-    let preload = Options::new().setting("shared_preload_libraries", "'pg_stat_statements'");
+    let preload = Options::new().setting("shared_preload_libraries", "pg_stat_statements");
     let server = aqueduct_servers::Postgres::start(preload).expect("a server");
     for system in ["aqueduct", "river", "oban", "watermill"] {
         let database = server.database().expect("a database");
