@@ -12,14 +12,13 @@ use super::words::{Words, check_table};
 use crate::clock::{Clock, Timestamp};
 use crate::error::StoreError;
 use crate::event::Event;
-use crate::lease;
 use crate::outcome::BoxFuture;
 use crate::sql::{Server, ServerDatabase, SqlStore};
 use crate::store::outbox::{
     Fate, Keeper, OutboxRow, OutboxSource, OutboxStatus, OutboxTable, ParkedLine, Settled, Settlement, lane_of,
 };
 use crate::store::sql::dialect::{Session, SqlRow, Value};
-use crate::store::sql::{HomeCalls, SqlLeases, Step, check_fence};
+use crate::store::sql::{HomeCalls, Step, check_fence, join};
 use crate::topic::{Key, LaneId, Text};
 
 /// What a system's outbox table looks like. In what is put in, `{now}` is the time of the settlement.
@@ -257,10 +256,8 @@ impl<DB: Server> OutboxSource for Foreign<DB> {
 
     /// The group of relays is that of the table, whatever they are called: two of different names must not share it.
     fn join<'a>(&'a self, _: &'a Text, clock: &'a Clock) -> BoxFuture<'a, Result<Arc<dyn Keeper>, StoreError>> {
-        let leases = Arc::new(SqlLeases::new(Arc::new(self.store.home().clone())));
-        let info = format!("pid {}", std::process::id()).into();
-        let keeper = lease::Keeper::start(leases, self.table.group.clone(), vec![PART.into()], info, clock.clone());
-        Box::pin(std::future::ready(Ok(Arc::new(keeper) as Arc<dyn Keeper>)))
+        let keeper = join(self.store.home(), self.table.group.clone(), vec![PART.into()], clock);
+        Box::pin(std::future::ready(Ok(keeper)))
     }
 
     fn read<'a>(

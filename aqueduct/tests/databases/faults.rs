@@ -3,15 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aqueduct::mysql::MySql;
-use aqueduct::postgres::Postgres;
 use aqueduct::sql::{Isolation, ServerOptions};
 use aqueduct_servers::{Database, Options};
 use sqlx::Connection as _;
 use tokio::sync::watch;
 
 use crate::fresh::{OwnServer, TestDatabase};
-use crate::logs::{Logs, logged};
+use crate::logs::{Logs, logged_on_servers};
 use crate::proxy::Proxy;
 use crate::service::Service;
 
@@ -219,24 +217,7 @@ async fn serializable<DB: TestDatabase>(logs: Logs) {
     logs.wait_for(&["WARN", "not counted"]).await;
 }
 
-macro_rules! on_servers {
-    ($($name:ident),* $(,)?) => {
-        mod postgres {
-            $(#[test]
-            fn $name() {
-                super::logged(super::$name::<super::Postgres>);
-            })*
-        }
-        mod mysql {
-            $(#[test]
-            fn $name() {
-                super::logged(super::$name::<super::MySql>);
-            })*
-        }
-    };
-}
-
-on_servers!(
+logged_on_servers!(
     restarted,
     killed,
     fences_raised,

@@ -83,3 +83,22 @@ pub(crate) fn logged<F: Future>(test: impl FnOnce(Logs) -> F) -> F::Output {
         .unwrap();
     tracing::dispatcher::with_default(&dispatch, || runtime.block_on(test(logs)))
 }
+
+/// The same tests on each server, with the lines that each logs.
+macro_rules! logged_on_servers {
+    ($($name:ident),* $(,)?) => {
+        mod postgres {
+            $(#[test]
+            fn $name() {
+                crate::logs::logged(super::$name::<aqueduct::postgres::Postgres>);
+            })*
+        }
+        mod mysql {
+            $(#[test]
+            fn $name() {
+                crate::logs::logged(super::$name::<aqueduct::mysql::MySql>);
+            })*
+        }
+    };
+}
+pub(crate) use logged_on_servers;

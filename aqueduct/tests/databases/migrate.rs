@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use aqueduct::mysql::MySql;
-use aqueduct::postgres::Postgres;
 use aqueduct::sql::{ServerDatabase, SqlStore};
 use tokio::sync::watch;
 
 use crate::fresh::TestDatabase;
-use crate::logs::{BOUND, Logs, logged};
+use crate::logs::{BOUND, Logs, logged_on_servers};
 use crate::service::Service;
 
 /// What a program of version 1 does all day, `{n}` being different each time: takes over, parks, re-dates, finishes, takes effect.
@@ -124,21 +122,4 @@ async fn a_newer_schema_is_refused<DB: TestDatabase>(logs: Logs) {
     refused("migrate", service.database.migrate().await.unwrap_err());
 }
 
-macro_rules! on_servers {
-    ($($name:ident),* $(,)?) => {
-        mod postgres {
-            $(#[test]
-            fn $name() {
-                super::logged(super::$name::<super::Postgres>);
-            })*
-        }
-        mod mysql {
-            $(#[test]
-            fn $name() {
-                super::logged(super::$name::<super::MySql>);
-            })*
-        }
-    };
-}
-
-on_servers!(two_versions_run_under_load, a_newer_schema_is_refused);
+logged_on_servers!(two_versions_run_under_load, a_newer_schema_is_refused);

@@ -84,7 +84,10 @@ impl Process {
 
     /// Stops or kills it between its next publish and the settlement, if there is one in a moment, else now.
     pub(crate) async fn strike(&mut self, signal: Signal) {
-        self.input.as_mut().unwrap().write_all(b"!").unwrap();
+        if self.input.as_mut().unwrap().write_all(b"!").is_err() {
+            while self.line().await.is_some() {}
+            panic!("it has ended by itself: {:#?}", self.said);
+        }
         // It has nothing to publish perhaps.
         let _ = tokio::time::timeout(MOMENT, self.wait_for("@published")).await;
         self.signal(signal);

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use aqueduct::mysql::MySql;
-use aqueduct::postgres::Postgres;
 use aqueduct::sql::SqlStore;
 use aqueduct::store::{Applied, Claim, Content, Late, Op, Row, RowRef, Standing, Store};
 use aqueduct::testing::store_suite;
 use aqueduct::{Clock, Epoch, Event, Key, Partition, Place, Position};
 use proptest::prelude::*;
 
-use crate::fresh::TestDatabase;
+use crate::fresh::{TestDatabase, on_servers};
 use crate::{fresh, store_model};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,23 +87,6 @@ async fn a_write_that_nobody_waits_for_leaves_no_transaction_open<DB: TestDataba
     for write in writes.collect::<Vec<_>>() {
         write.await.unwrap().unwrap();
     }
-}
-
-macro_rules! on_servers {
-    ($($name:ident),* $(,)?) => {
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name::<super::Postgres>().await;
-            })*
-        }
-        mod mysql {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name::<super::MySql>().await;
-            })*
-        }
-    };
 }
 
 on_servers!(

@@ -1,7 +1,6 @@
 //! What the other processes of these tests do: this test binary, started again with a task.
 
 use std::convert::Infallible;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,6 +26,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use crate::bank::{ACCOUNTS, Bank};
 use crate::history::History;
 use crate::points::{Points, SteppedBroker, SteppedStore};
+use crate::process::Warnings;
 use crate::stopped_worker;
 
 /// Names the file with the task.
@@ -106,25 +106,6 @@ fn process() {
             other => panic!("no database {other:?}"),
         }
     });
-}
-
-/// Hands warnings of the library to the test.
-struct Warnings;
-
-impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
-    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Text(String);
-        impl tracing::field::Visit for Text {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                let _ = write!(self.0, " {field}={value:?}");
-            }
-        }
-        if *event.metadata().level() <= tracing::Level::WARN {
-            let mut text = Text(String::new());
-            event.record(&mut text);
-            println!("\n@log{}", text.0);
-        }
-    }
 }
 
 /// What the world has in store for an event.

@@ -132,3 +132,22 @@ impl Drop for Worker {
         let _ = self.process.wait();
     }
 }
+
+/// Hands warnings of the library to the test.
+pub(crate) struct Warnings;
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                let _ = write!(self.0, " {field}={value:?}");
+            }
+        }
+        if *event.metadata().level() <= tracing::Level::WARN {
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            println!("\n@log{}", text.0);
+        }
+    }
+}

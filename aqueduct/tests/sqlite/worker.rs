@@ -1,6 +1,5 @@
 //! What the other processes of these tests do: this test binary, started again with a task.
 
-use std::fmt::Write;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
@@ -23,6 +22,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use crate::history::History;
 use crate::points::{Points, SteppedBroker, SteppedStore};
+use crate::process::Warnings;
 
 /// Names the file with the task.
 pub(crate) const TASK: &str = "AQUEDUCT_WORKER";
@@ -99,25 +99,6 @@ fn process() {
             role => panic!("no role {role:?}"),
         }
     });
-}
-
-/// Hands warnings of the library to the test.
-struct Warnings;
-
-impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
-    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Text(String);
-        impl tracing::field::Visit for Text {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                let _ = write!(self.0, " {field}={value:?}");
-            }
-        }
-        if *event.metadata().level() <= tracing::Level::WARN {
-            let mut text = Text(String::new());
-            event.record(&mut text);
-            say(format_args!("log{}", text.0));
-        }
-    }
 }
 
 /// What the world has in store for an event.

@@ -48,11 +48,11 @@ pub(crate) mod writer;
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(crate) use beside::Beside;
-#[cfg(any(test, feature = "testing", feature = "postgres", feature = "mysql"))]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) use lease::SqlLeases;
 pub use outbox::Outbox;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-pub(crate) use relay::check_fence;
+pub(crate) use relay::{check_fence, join};
 pub use schema::Migrated;
 #[cfg(all(any(feature = "postgres", feature = "mysql"), any(test, feature = "testing")))]
 pub use server::Planted;

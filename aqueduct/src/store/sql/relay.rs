@@ -138,17 +138,21 @@ impl<H: Home> From<&SqlStore<H>> for OutboxTable {
     }
 }
 
+/// Becomes one of the relays that share these parts, by leases in the database.
+pub(crate) fn join<H: Home>(home: &H, group: Text, parts: Vec<Text>, clock: &Clock) -> Arc<dyn Keeper> {
+    let table = Arc::new(SqlLeases::new(Arc::new(home.clone())));
+    let info = format!("pid {}", std::process::id()).into();
+    Arc::new(lease::Keeper::start(table, group, parts, info, clock.clone()))
+}
+
 impl<H: Home> OutboxSource for SqlOutbox<H> {
     fn shards(&self) -> u32 {
         H::SHARDS
     }
 
     fn join<'a>(&'a self, group: &'a Text, clock: &'a Clock) -> BoxFuture<'a, Result<Arc<dyn Keeper>, StoreError>> {
-        let table = Arc::new(SqlLeases::new(Arc::new(self.0.home().clone())));
         let parts = (0..H::SHARDS).map(|shard| Text::from(shard.to_string())).collect();
-        let info = format!("pid {}", std::process::id()).into();
-        let keeper = lease::Keeper::start(table, group.clone(), parts, info, clock.clone());
-        Box::pin(std::future::ready(Ok(Arc::new(keeper) as Arc<dyn Keeper>)))
+        Box::pin(std::future::ready(Ok(join(self.0.home(), group.clone(), parts, clock))))
     }
 
     fn read<'a>(

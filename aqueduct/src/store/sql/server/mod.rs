@@ -213,6 +213,16 @@ pub enum Isolation {
     Serializable,
 }
 
+impl Isolation {
+    fn sql(self) -> &'static str {
+        match self {
+            Self::ReadCommitted => "read committed",
+            Self::RepeatableRead => "repeatable read",
+            Self::Serializable => "serializable",
+        }
+    }
+}
+
 /// How a database is opened; made by [`ServerDatabase::options`].
 #[must_use = "nothing is opened until `connect` is awaited"]
 pub struct ServerOptions<DB: Server> {

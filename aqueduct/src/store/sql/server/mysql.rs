@@ -152,11 +152,7 @@ impl Calls for MySql {
         (select 1 union all select 2))";
 
     fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
-        let isolation = match isolation {
-            Isolation::ReadCommitted => "read committed",
-            Isolation::RepeatableRead => "repeatable read",
-            Isolation::Serializable => "serializable",
-        };
+        let isolation = isolation.sql();
         let seconds = |limit: Duration| limit.as_secs().max(1);
         let (idle, lock, statement) = (seconds(limits.idle), seconds(limits.lock), limits.statement.as_millis().max(1));
         // The first comment is read by MariaDB alone, the second by MySQL alone.

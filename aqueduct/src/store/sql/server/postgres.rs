@@ -119,11 +119,7 @@ impl Calls for Postgres {
         set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id = ? for share";
 
     fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
-        let isolation = match isolation {
-            Isolation::ReadCommitted => "read committed",
-            Isolation::RepeatableRead => "repeatable read",
-            Isolation::Serializable => "serializable",
-        };
+        let isolation = isolation.sql();
         let [idle, statement, lock] =
             [limits.idle, limits.statement, limits.lock].map(|limit| limit.as_millis().max(1));
         format!(
