@@ -33,8 +33,8 @@ impl Options {
     }
 
     /// Several settings at once; see [`setting`](Self::setting).
-    pub fn settings(self, settings: &[(&str, &str)]) -> Self {
-        settings.iter().fold(self, |options, (name, value)| options.setting(name, value))
+    pub fn settings<V: AsRef<str>>(self, settings: &[(&str, V)]) -> Self {
+        settings.iter().fold(self, |options, (name, value)| options.setting(name, value.as_ref()))
     }
 
     pub(crate) fn own_folder(&self) -> Option<&Path> {

@@ -1,0 +1,304 @@
+//! Publishing: many events on their way at once, each confirmed, and sent again under its id where the confirmation stays away.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::{self, ErrorCode};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use super::connect::{Mark, Trouble};
+use super::declare::{api_error, check_layout, denied};
+use super::layout::Layout;
+use super::wire;
+use crate::broker::Receipt;
+use crate::error::BrokerError;
+use crate::message::Message;
+use crate::topic::{Partition, Position, Text, Topic};
+
+/// The longest pause before events are sent again.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A message to be published only if nothing else was in the meantime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Expected {
+    /// The last position in the whole topic.
+    Topic(Position),
+    /// The last position among the events of this type in this partition; 0 if there is none.
+    Subject(Position),
+}
+
+impl Expected {
+    pub(super) fn header(self) -> (&'static str, Position) {
+        match self {
+            Self::Topic(position) => ("Nats-Expected-Last-Sequence", position),
+            Self::Subject(position) => ("Nats-Expected-Last-Subject-Sequence", position),
+        }
+    }
+}
+
+/// A message on its way.
+struct Job {
+    message: Message,
+    expected: Option<Expected>,
+    layout: Arc<Layout>,
+    partition: u32,
+    subject: String,
+    id: Text,
+    /// For the first time that it is sent.
+    headers: Option<HeaderMap>,
+    /// How it ended, or why it must be sent again.
+    answer: Result<Receipt, Failure>,
+}
+
+enum Failure {
+    /// Not sent yet, or to be sent again; the reason.
+    Again(BrokerError),
+    Final(BrokerError),
+}
+
+/// A job that was sent.
+struct Sent {
+    job: usize,
+    ack: PublishAckFuture,
+    mark: Mark,
+    until: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What is known about topics whose events nobody took.
+type Missing = BTreeMap<Topic, String>;
+
+impl Shared {
+    pub(super) async fn publish(
+        &self,
+        messages: Vec<(Message, Option<Expected>)>,
+    ) -> Vec<Result<Receipt, BrokerError>> {
+        let deadline = Instant::now() + self.options.publish_timeout;
+        let jobs = messages.into_iter().map(|(message, expected)| self.job(message, expected));
+        let mut jobs: Vec<Result<Job, BrokerError>> = jobs.collect();
+        let mut pause = Duration::from_millis(10);
+        loop {
+            self.round(&mut jobs, deadline).await;
+            let open = jobs.iter().flatten().any(Job::is_open);
+            let wake = Instant::now() + pause / 2 + self.options.clock.jitter(pause / 2);
+            if !open || wake >= deadline {
+                break;
+            }
+            tokio::time::sleep_until(wake).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        jobs.into_iter().map(|job| job.and_then(Job::end)).collect()
+    }
+
+    fn job(&self, message: Message, expected: Option<Expected>) -> Result<Job, BrokerError> {
+        let layout = self.layout(&message.topic)?;
+        let (bytes, limit) = (message.size(), self.message_bytes_max());
+        if bytes > limit {
+            return Err(BrokerError::TooLarge { bytes, limit });
+        }
+        // Without an id of its own a message gets one that holds for this call: it may be sent more than once.
+        let id = message.dedup_id.clone().unwrap_or_else(|| self.options.clock.uuid().into());
+        let (headers, header_bytes) = wire::headers(&message, id.as_str(), expected)?;
+        let (bytes, limit) = (header_bytes + message.body.len(), self.link.client.max_payload());
+        if bytes > limit {
+            return Err(BrokerError::TooLarge { bytes, limit });
+        }
+        let partition = layout.partition(message.key().map_or(id.as_str().as_bytes(), |key| key));
+        let subject = layout.subject(partition, message.headers.text(wire::TYPE));
+        let answer = Err(Failure::Again(BrokerError::Unavailable("it was not sent".into())));
+        Ok(Job { message, expected, layout, partition, subject, id, headers: Some(headers), answer })
+    }
+
+    /// Sends everything that is open once, and waits for what becomes of it.
+    async fn round(&self, jobs: &mut [Result<Job, BrokerError>], deadline: Instant) {
+        let open: Vec<usize> = (0..jobs.len()).filter(|i| jobs[*i].as_ref().is_ok_and(Job::is_open)).collect();
+        if open.is_empty() {
+            return;
+        }
+        if let Err(error) = self.link.ready(deadline).await {
+            let text = error.to_string();
+            for job in jobs.iter_mut().flatten().filter(|job| job.is_open()) {
+                job.answer = Err(Failure::Again(BrokerError::Unavailable(text.clone().into())));
+            }
+            return;
+        }
+        let (mut waiting, mut missing) = (VecDeque::new(), Missing::new());
+        for i in open {
+            let place = loop {
+                if let Ok(place) = self.window.clone().try_acquire_owned() {
+                    break Ok(place);
+                }
+                match waiting.pop_front() {
+                    Some(sent) => self.settle(jobs, sent, &mut missing).await,
+                    None => break self.window.clone().acquire_owned().await,
+                }
+            };
+            let Ok(job) = &mut jobs[i] else { continue };
+            let Ok(place) = place else {
+                job.answer = Err(Failure::Final(BrokerError::Closed));
+                continue;
+            };
+            let mark = self.link.mark();
+            match self.send(job).await {
+                Ok(ack) => {
+                    let until = deadline.min(Instant::now() + self.options.ack_timeout);
+                    waiting.push_back(Sent { job: i, ack, mark, until, _place: place });
+                }
+                Err(failure) => job.answer = Err(failure),
+            }
+        }
+        for sent in waiting {
+            self.settle(jobs, sent, &mut missing).await;
+        }
+    }
+
+    async fn send(&self, job: &mut Job) -> Result<PublishAckFuture, Failure> {
+        let headers = match job.headers.take() {
+            Some(headers) => headers,
+            None => wire::headers(&job.message, job.id.as_str(), job.expected).map_err(Failure::Final)?.0,
+        };
+        let message = PublishMessage::build().payload(job.message.body.clone()).headers(headers);
+        let sent = self.link.context.send_publish(job.subject.clone(), message).await;
+        sent.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => Failure::Final(BrokerError::TooLarge {
+                bytes: job.message.size(),
+                limit: self.link.client.max_payload(),
+            }),
+            _ => Failure::Again(BrokerError::Unavailable(Box::new(error))),
+        })
+    }
+
+    /// Waits for the confirmation of what was sent.
+    async fn settle(&self, jobs: &mut [Result<Job, BrokerError>], sent: Sent, missing: &mut Missing) {
+        let Ok(job) = &mut jobs[sent.job] else { return };
+        let answer = timeout_at(sent.until, sent.mark.answer(&job.subject, sent.ack.into_future())).await;
+        job.answer = match answer {
+            Ok(Ok(Ok(ack))) => self.confirmed(job, ack).await,
+            Ok(Ok(Err(error))) => Err(self.failed(job, &error, missing).await),
+            Ok(Err(Trouble::Denied(text))) => Err(Failure::Final(denied(&job.subject, &text))),
+            Ok(Err(Trouble::Lost)) => Err(Failure::Again(self.link.away())),
+            Err(_) => Err(Failure::Again(unconfirmed(&job.subject))),
+        };
+    }
+
+    async fn confirmed(&self, job: &Job, ack: PublishAck) -> Result<Receipt, Failure> {
+        let (topic, stream) = (job.layout.topic(), job.layout.stream());
+        if ack.stream != *stream {
+            let text = format!(
+                "topic {topic:?}: the stream {} has the event, and consumers read {stream}: take {} out of its subjects",
+                ack.stream,
+                job.layout.subjects()
+            );
+            return Err(Failure::Final(BrokerError::Refused(text)));
+        }
+        if ack.duplicate && self.has_another_body(job, ack.sequence).await {
+            let dedup_id = job.id.to_string();
+            return Err(Failure::Final(BrokerError::IdentityReused { dedup_id }));
+        }
+        let partition = Partition { topic: topic.clone(), index: job.partition };
+        Ok(Receipt::new(partition, Position(ack.sequence), ack.duplicate))
+    }
+
+    /// Compares a repeat with what the server has: it looks at ids only. Where that cannot be read, or is gone, they count as
+    /// the same.
+    async fn has_another_body(&self, job: &Job, sequence: u64) -> bool {
+        let (name, link) = (job.layout.stream(), &self.link);
+        let subject = format!("{}.STREAM.MSG.GET.{name}", link.api);
+        let read = async {
+            let stream = link.context.get_stream_no_info(name).await.ok()?;
+            stream.get_raw_message(sequence).await.ok()
+        };
+        let stored = link.mark().answer(&subject, read).await;
+        matches!(stored, Ok(Some(stored)) if stored.payload != job.message.body)
+    }
+
+    /// What an error in place of a confirmation means.
+    async fn failed(&self, job: &Job, error: &PublishError, missing: &mut Missing) -> Failure {
+        let topic = job.layout.topic();
+        let server = std::error::Error::source(error).and_then(|e| e.downcast_ref::<jetstream::Error>());
+        match (error.kind(), server) {
+            (PublishErrorKind::StreamNotFound, _) => self.nobody(&job.layout, missing).await,
+            (_, Some(error)) => match rejected(topic, error, job) {
+                error if error.is_transient() && !matches!(error, BrokerError::Full { .. }) => Failure::Again(error),
+                error => Failure::Final(error),
+            },
+            (PublishErrorKind::TimedOut, None) => Failure::Again(unconfirmed(&job.subject)),
+            (_, None) => Failure::Again(BrokerError::Unavailable(error.to_string().into())),
+        }
+    }
+
+    /// Why nobody took an event: there is no such stream, or one with other partitions, or its servers are electing a leader.
+    async fn nobody(&self, layout: &Layout, missing: &mut Missing) -> Failure {
+        let topic = layout.topic().clone();
+        if !missing.contains_key(&topic) {
+            let why = match self.stream(layout).await {
+                Ok(None) => return Failure::Final(BrokerError::NoSuchTopic { topic }),
+                Ok(Some(there)) => match check_layout(&there, layout) {
+                    Ok(()) => "its stream takes nothing just now".to_owned(),
+                    Err(error) => return Failure::Final(error),
+                },
+                Err(error) => error.to_string(),
+            };
+            missing.insert(topic.clone(), why);
+        }
+        let why = missing.get(&topic).cloned().unwrap_or_default();
+        let text = format!("nobody takes events of topic {topic:?}: {why}; if there is no such stream, declare it");
+        Failure::Again(BrokerError::Unavailable(text.into()))
+    }
+}
+
+impl Job {
+    fn is_open(&self) -> bool {
+        matches!(self.answer, Err(Failure::Again(_)))
+    }
+
+    fn end(self) -> Result<Receipt, BrokerError> {
+        self.answer.map_err(|failure| match failure {
+            Failure::Again(error) | Failure::Final(error) => error,
+        })
+    }
+}
+
+fn unconfirmed(subject: &str) -> BrokerError {
+    let text = format!(
+        "the server did not confirm an event on {subject} in time: it is slow or away, or this user may not publish there; \
+         the event may have been stored"
+    );
+    BrokerError::Unavailable(text.into())
+}
+
+/// What the server says of an event that it did not store.
+fn rejected(topic: &Topic, error: &jetstream::Error, job: &Job) -> BrokerError {
+    let text = error.to_string();
+    match error.error_code() {
+        ErrorCode::STREAM_WRONG_LAST_SEQUENCE | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => {
+            let expected = job.expected.map(Expected::header);
+            let position = expected.map_or(0, |(_, position)| position.0);
+            BrokerError::Refused(format!(
+                "something else was published to topic {topic:?} since position {position}: {text}; read again, and decide anew"
+            ))
+        }
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
+            let bytes = job.message.size();
+            BrokerError::Refused(format!(
+                "the message has {bytes} bytes, more than the stream of topic {topic:?} takes ({text}): raise its max_msg_size, or \
+                 publish a reference to the data instead"
+            ))
+        }
+        ErrorCode::STREAM_STORE_FAILED if text.contains("exceeded") => BrokerError::Full { topic: topic.clone() },
+        ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+        | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+        | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED => BrokerError::Full { topic: topic.clone() },
+        ErrorCode::STREAM_SEALED => BrokerError::Refused(format!("the stream of topic {topic:?} is sealed for ever")),
+        _ => api_error(error),
+    }
+}
