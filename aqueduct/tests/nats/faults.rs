@@ -46,7 +46,7 @@ impl Load {
     fn begin(broker: &NatsBroker, topic: &Topic) -> Self {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (tell, confirmed) = watch::channel(0);
-        let tasks = (0..4).map(|publisher| {
+        let tasks = (0..2).map(|publisher| {
             let (broker, topic, stop) = (broker.clone(), topic.clone(), stop.clone());
             let (count, tell) = (count.clone(), tell.clone());
             tokio::spawn(async move {
@@ -55,7 +55,7 @@ impl Load {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    let names: Vec<String> = (0..25).map(|key| format!("{publisher}-{key}-{round}")).collect();
+                    let names: Vec<String> = (0..10).map(|key| format!("{publisher}-{key}-{round}")).collect();
                     let messages = names.iter().enumerate().map(|(key, name)| {
                         let mut message = message(&topic, &format!("{publisher}-{key}"), name.clone());
                         message.dedup_id = Some(name.into());
@@ -112,11 +112,11 @@ async fn what_a_killed_server_has_confirmed_is_there_once() {
     broker.declare(topic.clone()).await.unwrap();
     let mut load = Load::begin(&broker, &topic);
     for _ in 0..5 {
-        load.more(300).await;
+        load.more(200).await;
         server.kill().unwrap();
         server.start_again().unwrap();
     }
-    load.more(300).await;
+    load.more(200).await;
     load.check(&server.url(), &topic).await;
 }
 
@@ -126,7 +126,7 @@ async fn a_server_that_hangs_is_given_up_and_found_again() {
     let (broker, topic) = (options(server.url()).connect().await.unwrap(), Topic::from("orders"));
     broker.declare(topic.clone()).await.unwrap();
     let mut load = Load::begin(&broker, &topic);
-    load.more(300).await;
+    load.more(200).await;
     server.suspend().unwrap();
     let gone = async {
         while broker.connection().connected {
@@ -135,7 +135,7 @@ async fn a_server_that_hangs_is_given_up_and_found_again() {
     };
     tokio::time::timeout(Duration::from_mins(1), gone).await.expect("a hanging server is noticed");
     server.resume().unwrap();
-    load.more(300).await;
+    load.more(200).await;
     load.check(&server.url(), &topic).await;
 }
 

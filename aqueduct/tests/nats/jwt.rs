@@ -10,11 +10,13 @@ use nkeys::KeyPair;
 pub(crate) struct Operator {
     operator: KeyPair,
     account: KeyPair,
+    /// Servers want one for themselves.
+    system: KeyPair,
 }
 
 impl Operator {
     pub(crate) fn new() -> Self {
-        Self { operator: KeyPair::new_operator(), account: KeyPair::new_account() }
+        Self { operator: KeyPair::new_operator(), account: KeyPair::new_account(), system: KeyPair::new_account() }
     }
 
     /// What a server needs to know of them.
@@ -23,12 +25,16 @@ impl Operator {
         let own = jwt(&self.operator, &operator, "aqueduct", r#"{"type":"operator","version":2}"#, None);
         let limits = r#""mem_storage":-1,"disk_storage":-1,"streams":-1,"consumer":-1,"subs":-1,"data":-1,"payload":-1,"imports":-1,"exports":-1,"wildcards":true,"conn":-1,"leaf":-1"#;
         let account = self.account.public_key();
+        let system = self.system.public_key();
         let nats = format!(r#"{{"limits":{{{limits}}},"type":"account","version":2}}"#);
         let account_jwt = jwt(&self.operator, &account, "shop", &nats, None);
+        let nats = nats.replace(r#""mem_storage":-1,"disk_storage":-1,"streams":-1,"consumer":-1,"#, "");
+        let system_jwt = jwt(&self.operator, &system, "SYS", &nats, None);
         vec![
             ("operator", own),
             ("resolver", "MEMORY".to_owned()),
-            ("resolver_preload", format!("{{ {account}: {account_jwt} }}")),
+            ("system_account", system.clone()),
+            ("resolver_preload", format!("{{ {account}: {account_jwt}, {system}: {system_jwt} }}")),
         ]
     }
 

@@ -112,7 +112,9 @@ impl NatsBroker {
 
     /// Publishes a message only if nothing else was published since a position; otherwise it is refused.
     ///
-    /// The trap: a repeat of the same identity is a duplicate first, and so a success, whatever was expected.
+    /// A repeat of the same identity is a duplicate, and so a success, for as long as nothing came after it.
+    ///
+    /// The trap: later it is refused, since the server compares what was expected first, and identities afterwards.
     ///
     /// ```no_run
     /// # async fn publish(broker: aqueduct::nats::NatsBroker, message: aqueduct::Message) -> Result<(), aqueduct::BrokerError> {

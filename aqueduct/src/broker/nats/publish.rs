@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::{self, ErrorCode};
 use tokio::sync::OwnedSemaphorePermit;
@@ -182,7 +182,7 @@ impl Shared {
         let answer = timeout_at(sent.until, sent.mark.answer(&job.subject, sent.ack.into_future())).await;
         job.answer = match answer {
             Ok(Ok(Ok(ack))) => self.confirmed(job, ack).await,
-            Ok(Ok(Err(error))) => Err(self.failed(job, &error, missing).await),
+            Ok(Ok(Err(error))) => self.failed(job, &error, missing).await,
             Ok(Err(Trouble::Denied(text))) => Err(Failure::Final(denied(&job.subject, &text))),
             Ok(Err(Trouble::Lost)) => Err(Failure::Again(self.link.away())),
             Err(_) => Err(Failure::Again(unconfirmed(&job.subject))),
@@ -210,29 +210,55 @@ impl Shared {
     /// Compares a repeat with what the server has: it looks at ids only. Where that cannot be read, or is gone, they count as
     /// the same.
     async fn has_another_body(&self, job: &Job, sequence: u64) -> bool {
-        let (name, link) = (job.layout.stream(), &self.link);
+        let stored = self.stored(&job.layout, sequence).await;
+        stored.is_some_and(|stored| stored.payload != job.message.body)
+    }
+
+    /// Where the same message is that was refused because another position was expected, if it was sent before: the server
+    /// compares positions first, and ids only afterwards.
+    async fn sent_before(&self, job: &Job, error: &jetstream::Error) -> Option<u64> {
+        let sequence = match job.expected? {
+            Expected::Topic(position) => position.0 + 1,
+            Expected::Subject(_) => last_number(&error.to_string())?,
+        };
+        let stored = self.stored(&job.layout, sequence).await?;
+        let id = stored.headers.get(wire::MESSAGE_ID)?.as_str();
+        (wire::decode(id) == job.id.as_str()).then_some(sequence)
+    }
+
+    /// The message at a position, if it is there and may be read.
+    async fn stored(&self, layout: &Layout, sequence: u64) -> Option<StreamMessage> {
+        let (name, link) = (layout.stream(), &self.link);
         let subject = format!("{}.STREAM.MSG.GET.{name}", link.api);
         let read = async {
             let stream = link.context.get_stream_no_info(name).await.ok()?;
             stream.get_raw_message(sequence).await.ok()
         };
-        let stored = link.mark().answer(&subject, read).await;
-        matches!(stored, Ok(Some(stored)) if stored.payload != job.message.body)
+        link.mark().answer(&subject, read).await.ok()?
     }
 
     /// What an error in place of a confirmation means.
-    async fn failed(&self, job: &Job, error: &PublishError, missing: &mut Missing) -> Failure {
-        let topic = job.layout.topic();
+    async fn failed(&self, job: &Job, error: &PublishError, missing: &mut Missing) -> Result<Receipt, Failure> {
         let server = std::error::Error::source(error).and_then(|e| e.downcast_ref::<jetstream::Error>());
-        match (error.kind(), server) {
-            (PublishErrorKind::StreamNotFound, _) => self.nobody(&job.layout, missing).await,
-            (_, Some(error)) => match rejected(topic, error, job) {
-                error if error.is_transient() && !matches!(error, BrokerError::Full { .. }) => Failure::Again(error),
-                error => Failure::Final(error),
-            },
-            (PublishErrorKind::TimedOut, None) => Failure::Again(unconfirmed(&job.subject)),
-            (_, None) => Failure::Again(BrokerError::Unavailable(error.to_string().into())),
+        let Some(server) = server else {
+            return Err(match error.kind() {
+                PublishErrorKind::StreamNotFound => self.nobody(&job.layout, missing).await,
+                PublishErrorKind::TimedOut => Failure::Again(unconfirmed(&job.subject)),
+                _ => Failure::Again(BrokerError::Unavailable(error.to_string().into())),
+            });
+        };
+        if server.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE
+            && let Some(sequence) = self.sent_before(job, server).await
+        {
+            let stream = job.layout.stream().to_owned();
+            return self
+                .confirmed(job, PublishAck { stream, sequence, duplicate: true, ..PublishAck::default() })
+                .await;
         }
+        Err(match rejected(job.layout.topic(), server, job) {
+            error if error.is_transient() && !matches!(error, BrokerError::Full { .. }) => Failure::Again(error),
+            error => Failure::Final(error),
+        })
     }
 
     /// Why nobody took an event: there is no such stream, or one with other partitions, or its servers are electing a leader.
@@ -275,6 +301,11 @@ fn unconfirmed(subject: &str) -> BrokerError {
     BrokerError::Unavailable(text.into())
 }
 
+/// As in `wrong last sequence: 2 (code 400, error code 10071)`.
+fn last_number(text: &str) -> Option<u64> {
+    text.split_once("sequence: ")?.1.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 /// What the server says of an event that it did not store.
 fn rejected(topic: &Topic, error: &jetstream::Error, job: &Job) -> BrokerError {
     let text = error.to_string();
@@ -298,6 +329,8 @@ fn rejected(topic: &Topic, error: &jetstream::Error, job: &Job) -> BrokerError {
         | ErrorCode::STORAGE_RESOURCES_EXCEEDED
         | ErrorCode::MEMORY_RESOURCES_EXCEEDED
         | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED => BrokerError::Full { topic: topic.clone() },
+        // A server that has just become leader still looks for an earlier one with this id.
+        ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => BrokerError::Unavailable(text.into()),
         ErrorCode::STREAM_SEALED => BrokerError::Refused(format!("the stream of topic {topic:?} is sealed for ever")),
         _ => api_error(error),
     }

@@ -84,7 +84,6 @@ fn is_plain(text: &str) -> bool {
 }
 
 /// The value that [`encode`] was given; what others wrote is as they wrote it.
-#[cfg_attr(not(test), expect(dead_code, reason = "what consumes is built on it"))]
 pub(super) fn decode(value: &str) -> Bytes {
     let decoded = value.strip_prefix(ENCODED).and_then(from_percent);
     decoded.map_or_else(|| Bytes::copy_from_slice(value.as_bytes()), Bytes::from)
