@@ -12,7 +12,7 @@ use crate::fresh::{declared, message, publish, raw, server, shared, topic};
 #[tokio::test]
 async fn a_topic_is_made_as_declared_and_found_again() {
     let (broker, topic, raw) = (shared().await, topic(), raw().await);
-    let hour = Duration::from_secs(3_600);
+    let hour = Duration::from_hours(1);
     let spec = NatsTopic::new(topic.clone()).partitions(4).max_age(hour).dedup_window(hour).max_bytes(1 << 20);
     broker.declare(spec.clone()).await.unwrap();
     broker.check_topic(&topic).await.unwrap();
@@ -42,7 +42,7 @@ async fn many_that_declare_at_once_agree() {
 async fn drift_is_named_and_the_stream_left_as_it_is() {
     let ((broker, topic), raw) = (declared().await, raw().await);
     let before = raw.get_stream(topic.as_str()).await.unwrap().cached_info().config.clone();
-    let other = NatsTopic::new(topic.clone()).replicas(3).max_age(Duration::from_secs(60)).max_bytes(1 << 20);
+    let other = NatsTopic::new(topic.clone()).replicas(3).max_age(Duration::from_mins(1)).max_bytes(1 << 20);
     let text = broker.declare(other).await.unwrap_err().to_string();
     for part in [
         "replicas is 1 and was declared as 3",

@@ -8,7 +8,7 @@ use nkeys::KeyPair;
 
 /// An operator with one account.
 pub(crate) struct Operator {
-    operator: KeyPair,
+    own: KeyPair,
     account: KeyPair,
     /// Servers want one for themselves.
     system: KeyPair,
@@ -16,20 +16,20 @@ pub(crate) struct Operator {
 
 impl Operator {
     pub(crate) fn new() -> Self {
-        Self { operator: KeyPair::new_operator(), account: KeyPair::new_account(), system: KeyPair::new_account() }
+        Self { own: KeyPair::new_operator(), account: KeyPair::new_account(), system: KeyPair::new_account() }
     }
 
     /// What a server needs to know of them.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
-        let operator = self.operator.public_key();
-        let own = jwt(&self.operator, &operator, "aqueduct", r#"{"type":"operator","version":2}"#, None);
+        let operator = self.own.public_key();
+        let own = jwt(&self.own, &operator, "aqueduct", r#"{"type":"operator","version":2}"#, None);
         let limits = r#""mem_storage":-1,"disk_storage":-1,"streams":-1,"consumer":-1,"subs":-1,"data":-1,"payload":-1,"imports":-1,"exports":-1,"wildcards":true,"conn":-1,"leaf":-1"#;
         let account = self.account.public_key();
         let system = self.system.public_key();
         let nats = format!(r#"{{"limits":{{{limits}}},"type":"account","version":2}}"#);
-        let account_jwt = jwt(&self.operator, &account, "shop", &nats, None);
+        let account_jwt = jwt(&self.own, &account, "shop", &nats, None);
         let nats = nats.replace(r#""mem_storage":-1,"disk_storage":-1,"streams":-1,"consumer":-1,"#, "");
-        let system_jwt = jwt(&self.operator, &system, "SYS", &nats, None);
+        let system_jwt = jwt(&self.own, &system, "SYS", &nats, None);
         vec![
             ("operator", own),
             ("resolver", "MEMORY".to_owned()),

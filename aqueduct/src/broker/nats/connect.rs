@@ -62,15 +62,6 @@ pub(super) struct Mark {
     denied: u64,
 }
 
-/// Why there is no answer.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    /// The server does not permit it; its words.
-    Denied(String),
-    /// The connection is gone, and the answer with it.
-    Lost,
-}
-
 pub(super) async fn connect(options: NatsOptions) -> Result<NatsBroker, BrokerError> {
     let unreadable =
         |fault: &str| BrokerError::Refused(format!("the address of the NATS server cannot be used: {fault}"));
@@ -282,6 +273,29 @@ impl Link {
         NatsConnection { connected, why: state.why.clone().filter(|_| !connected) }
     }
 
+    /// Waits for an answer to what was sent on a subject after the mark, or for a reason why none will come.
+    pub(super) async fn answer<T>(
+        &self,
+        mut mark: Mark,
+        subject: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, BrokerError> {
+        let mut answer = pin!(answer);
+        loop {
+            if let Some(text) = mark.denial(subject) {
+                return Err(denied(subject, &text));
+            }
+            if mark.is_lost() {
+                return Err(self.away());
+            }
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Ok(answer),
+                changed = mark.state.changed() => if changed.is_err() { return Err(BrokerError::Closed) },
+            }
+        }
+    }
+
     /// To be taken before something is sent.
     pub(super) fn mark(&self) -> Mark {
         let state = self.state.clone();
@@ -294,31 +308,26 @@ impl Link {
 }
 
 impl Mark {
-    /// Waits for an answer to what was sent on a subject after the mark, or for a reason why none will come.
-    pub(super) async fn answer<T>(mut self, subject: &str, answer: impl Future<Output = T>) -> Result<T, Trouble> {
-        let mut answer = pin!(answer);
-        loop {
-            if let Some(trouble) = self.trouble(subject) {
-                return Err(trouble);
-            }
-            tokio::select! {
-                biased;
-                answer = &mut answer => return Ok(answer),
-                changed = self.state.changed() => if changed.is_err() { return Err(Trouble::Lost) },
-            }
-        }
-    }
-
-    fn trouble(&mut self, subject: &str) -> Option<Trouble> {
+    /// The words with which the server did not permit what was sent on a subject; none if it was not sent in vain so far.
+    fn denial(&mut self, subject: &str) -> Option<String> {
         let state = self.state.borrow_and_update();
         let ours = |(number, text): &&(u64, String)| *number > self.denied && denied_subject(text) == Some(subject);
-        let denial = state.denials.iter().find(ours).map(|(_, text)| text).or(state.deaf.as_ref());
-        match denial {
-            Some(text) => Some(Trouble::Denied(text.clone())),
-            None if state.losses > self.losses => Some(Trouble::Lost),
-            None => None,
-        }
+        state.denials.iter().find(ours).map(|(_, text)| text).or(state.deaf.as_ref()).cloned()
     }
+
+    fn is_lost(&self) -> bool {
+        self.state.borrow().losses > self.losses
+    }
+}
+
+/// The error that the server does not permit something.
+fn denied(subject: &str, text: &str) -> BrokerError {
+    let hint = if text.contains("for Subscription") {
+        "allow this user to subscribe to the inbox, or set `inbox_prefix` to one that it may"
+    } else {
+        "allow this user to publish there"
+    };
+    BrokerError::Refused(format!("no permission for {subject} ({text}): {hint}"))
 }
 
 /// What to do about a connection that fails for this reason.

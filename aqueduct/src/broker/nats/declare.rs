@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode};
+use serde_core::Serialize;
+use serde_core::de::DeserializeOwned;
 
 use super::Shared;
-use super::connect::Trouble;
 use super::layout::Layout;
 use crate::error::BrokerError;
 use crate::topic::Topic;
@@ -149,12 +150,10 @@ pub(super) fn check_layout(there: &Config, layout: &Layout) -> Result<(), Broker
 impl Shared {
     pub(super) async fn declare(&self, spec: &NatsTopic, layout: &Layout) -> Result<(), BrokerError> {
         let there = match self.stream(layout).await? {
-            Some(there) => there,
-            None => match self.create(spec, layout).await? {
-                Some(there) => there,
-                None => return Err(BrokerError::NoSuchTopic { topic: spec.topic.clone() }),
-            },
+            None => self.create(spec, layout).await?,
+            there => there,
         };
+        let there = there.ok_or_else(|| BrokerError::NoSuchTopic { topic: spec.topic.clone() })?;
         check_layout(&there, layout)?;
         let drift = spec.drift(&there, layout);
         if drift.is_empty() {
@@ -173,68 +172,45 @@ impl Shared {
 
     /// The stream of a topic, if there is one.
     pub(super) async fn stream(&self, layout: &Layout) -> Result<Option<Config>, BrokerError> {
-        let name = layout.stream();
-        let subject = format!("{}.STREAM.INFO.{name}", self.link.api);
-        let asked = self.link.mark().answer(&subject, self.link.context.get_stream(name)).await;
-        match asked.map_err(|trouble| self.api_trouble(&subject, trouble))? {
-            Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-                GetStreamErrorKind::JetStream(error) => Err(api_error(&error)),
-                _ => Err(self.no_api(&error)),
-            },
+        match self.ask::<Info>(format!("STREAM.INFO.{}", layout.stream()), &()).await? {
+            Response::Ok(info) => Ok(Some(info.config)),
+            Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            Response::Err { error } => Err(api_error(&error)),
         }
     }
 
     /// Makes a stream. One that somebody else has made meanwhile is as good.
     async fn create(&self, spec: &NatsTopic, layout: &Layout) -> Result<Option<Config>, BrokerError> {
-        let config = spec.config(layout);
-        let subject = format!("{}.STREAM.CREATE.{}", self.link.api, config.name);
-        let asked = self.link.mark().answer(&subject, self.link.context.create_stream(config)).await;
-        match asked.map_err(|trouble| self.api_trouble(&subject, trouble))? {
-            Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
-            Err(error) => match error.kind() {
-                CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-                    self.stream(layout).await
-                }
-                CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP => {
-                    Err(BrokerError::Refused(format!(
-                        "topic {:?} needs the subjects {}, and another stream has some of them: `nats stream find --subject` \
-                         shows it; choose another name, or take them out of that stream",
-                        layout.topic(),
-                        layout.subjects()
-                    )))
-                }
-                CreateStreamErrorKind::JetStream(error) => Err(api_error(&error)),
-                _ => Err(self.no_api(&error)),
-            },
+        match self.ask::<Info>(format!("STREAM.CREATE.{}", layout.stream()), &spec.config(layout)).await? {
+            Response::Ok(info) => Ok(Some(info.config)),
+            Response::Err { error } if error.error_code() == ErrorCode::STREAM_NAME_EXIST => self.stream(layout).await,
+            Response::Err { error } if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP => {
+                Err(BrokerError::Refused(format!(
+                    "topic {:?} needs the subjects {}, and another stream has some of them: `nats stream find --subject` shows it; \
+                     choose another name, or take them out of that stream",
+                    layout.topic(),
+                    layout.subjects()
+                )))
+            }
+            Response::Err { error } => Err(api_error(&error)),
         }
     }
 
-    fn no_api(&self, error: &dyn std::error::Error) -> BrokerError {
-        let text = format!(
-            "JetStream does not answer on {}: {error}; is it enabled on the server and for this account?",
-            self.link.api
-        );
-        BrokerError::Unavailable(text.into())
+    /// A request to JetStream's API.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        request: String,
+        body: &impl Serialize,
+    ) -> Result<Response<T>, BrokerError> {
+        let (link, subject) = (&self.link, format!("{}.{request}", self.link.api));
+        let answer = link.answer(link.mark(), &subject, link.context.request(request, body)).await?;
+        answer.map_err(|error| {
+            let text = format!(
+                "JetStream does not answer on {subject}: {error}; is it enabled on the server and for this account?"
+            );
+            BrokerError::Unavailable(text.into())
+        })
     }
-
-    fn api_trouble(&self, subject: &str, trouble: Trouble) -> BrokerError {
-        match trouble {
-            Trouble::Denied(text) => denied(subject, &text),
-            Trouble::Lost => self.link.away(),
-        }
-    }
-}
-
-/// The error that the server does not permit something.
-pub(super) fn denied(subject: &str, text: &str) -> BrokerError {
-    let hint = if text.contains("for Subscription") {
-        "allow this user to subscribe to the inbox, or set `inbox_prefix` to one that it may"
-    } else {
-        "allow this user to publish there"
-    };
-    BrokerError::Refused(format!("no permission for {subject} ({text}): {hint}"))
 }
 
 /// What JetStream answers, where it means the same for every request.

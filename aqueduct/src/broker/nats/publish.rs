@@ -13,8 +13,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
-use super::connect::{Mark, Trouble};
-use super::declare::{api_error, check_layout, denied};
+use super::connect::Mark;
+use super::declare::{api_error, check_layout};
 use super::layout::Layout;
 use super::wire;
 use crate::broker::Receipt;
@@ -54,14 +54,8 @@ struct Job {
     id: Text,
     /// For the first time that it is sent.
     headers: Option<HeaderMap>,
-    /// How it ended, or why it must be sent again.
-    answer: Result<Receipt, Failure>,
-}
-
-enum Failure {
-    /// Not sent yet, or to be sent again; the reason.
-    Again(BrokerError),
-    Final(BrokerError),
+    /// How it ended; or why it is to be sent again, while it is [`BrokerError::Unavailable`].
+    answer: Result<Receipt, BrokerError>,
 }
 
 /// A job that was sent.
@@ -95,7 +89,7 @@ impl Shared {
             tokio::time::sleep_until(wake).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
-        jobs.into_iter().map(|job| job.and_then(Job::end)).collect()
+        jobs.into_iter().map(|job| job.and_then(|job| job.answer)).collect()
     }
 
     fn job(&self, message: Message, expected: Option<Expected>) -> Result<Job, BrokerError> {
@@ -113,7 +107,7 @@ impl Shared {
         }
         let partition = layout.partition(message.key().map_or(id.as_str().as_bytes(), |key| key));
         let subject = layout.subject(partition, message.headers.text(wire::TYPE));
-        let answer = Err(Failure::Again(BrokerError::Unavailable("it was not sent".into())));
+        let answer = Err(BrokerError::Unavailable("it was not sent".into()));
         Ok(Job { message, expected, layout, partition, subject, id, headers: Some(headers), answer })
     }
 
@@ -126,7 +120,7 @@ impl Shared {
         if let Err(error) = self.link.ready(deadline).await {
             let text = error.to_string();
             for job in jobs.iter_mut().flatten().filter(|job| job.is_open()) {
-                job.answer = Err(Failure::Again(BrokerError::Unavailable(text.clone().into())));
+                job.answer = Err(BrokerError::Unavailable(text.clone().into()));
             }
             return;
         }
@@ -143,7 +137,7 @@ impl Shared {
             };
             let Ok(job) = &mut jobs[i] else { continue };
             let Ok(place) = place else {
-                job.answer = Err(Failure::Final(BrokerError::Closed));
+                job.answer = Err(BrokerError::Closed);
                 continue;
             };
             let mark = self.link.mark();
@@ -160,36 +154,34 @@ impl Shared {
         }
     }
 
-    async fn send(&self, job: &mut Job) -> Result<PublishAckFuture, Failure> {
+    async fn send(&self, job: &mut Job) -> Result<PublishAckFuture, BrokerError> {
         let headers = match job.headers.take() {
             Some(headers) => headers,
-            None => wire::headers(&job.message, job.id.as_str(), job.expected).map_err(Failure::Final)?.0,
+            None => wire::headers(&job.message, job.id.as_str(), job.expected)?.0,
         };
         let message = PublishMessage::build().payload(job.message.body.clone()).headers(headers);
         let sent = self.link.context.send_publish(job.subject.clone(), message).await;
         sent.map_err(|error| match error.kind() {
-            PublishErrorKind::MaxPayloadExceeded => Failure::Final(BrokerError::TooLarge {
-                bytes: job.message.size(),
-                limit: self.link.client.max_payload(),
-            }),
-            _ => Failure::Again(BrokerError::Unavailable(Box::new(error))),
+            PublishErrorKind::MaxPayloadExceeded => {
+                BrokerError::TooLarge { bytes: job.message.size(), limit: self.link.client.max_payload() }
+            }
+            _ => BrokerError::Unavailable(Box::new(error)),
         })
     }
 
     /// Waits for the confirmation of what was sent.
     async fn settle(&self, jobs: &mut [Result<Job, BrokerError>], sent: Sent, missing: &mut Missing) {
         let Ok(job) = &mut jobs[sent.job] else { return };
-        let answer = timeout_at(sent.until, sent.mark.answer(&job.subject, sent.ack.into_future())).await;
-        job.answer = match answer {
+        let answer = self.link.answer(sent.mark, &job.subject, sent.ack.into_future());
+        job.answer = match timeout_at(sent.until, answer).await {
             Ok(Ok(Ok(ack))) => self.confirmed(job, ack).await,
             Ok(Ok(Err(error))) => self.failed(job, &error, missing).await,
-            Ok(Err(Trouble::Denied(text))) => Err(Failure::Final(denied(&job.subject, &text))),
-            Ok(Err(Trouble::Lost)) => Err(Failure::Again(self.link.away())),
-            Err(_) => Err(Failure::Again(unconfirmed(&job.subject))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(unconfirmed(&job.subject)),
         };
     }
 
-    async fn confirmed(&self, job: &Job, ack: PublishAck) -> Result<Receipt, Failure> {
+    async fn confirmed(&self, job: &Job, ack: PublishAck) -> Result<Receipt, BrokerError> {
         let (topic, stream) = (job.layout.topic(), job.layout.stream());
         if ack.stream != *stream {
             let text = format!(
@@ -197,11 +189,11 @@ impl Shared {
                 ack.stream,
                 job.layout.subjects()
             );
-            return Err(Failure::Final(BrokerError::Refused(text)));
+            return Err(BrokerError::Refused(text));
         }
         if ack.duplicate && self.has_another_body(job, ack.sequence).await {
             let dedup_id = job.id.to_string();
-            return Err(Failure::Final(BrokerError::IdentityReused { dedup_id }));
+            return Err(BrokerError::IdentityReused { dedup_id });
         }
         let partition = Partition { topic: topic.clone(), index: job.partition };
         Ok(Receipt::new(partition, Position(ack.sequence), ack.duplicate))
@@ -234,17 +226,17 @@ impl Shared {
             let stream = link.context.get_stream_no_info(name).await.ok()?;
             stream.get_raw_message(sequence).await.ok()
         };
-        link.mark().answer(&subject, read).await.ok()?
+        link.answer(link.mark(), &subject, read).await.ok()?
     }
 
     /// What an error in place of a confirmation means.
-    async fn failed(&self, job: &Job, error: &PublishError, missing: &mut Missing) -> Result<Receipt, Failure> {
+    async fn failed(&self, job: &Job, error: &PublishError, missing: &mut Missing) -> Result<Receipt, BrokerError> {
         let server = std::error::Error::source(error).and_then(|e| e.downcast_ref::<jetstream::Error>());
         let Some(server) = server else {
             return Err(match error.kind() {
                 PublishErrorKind::StreamNotFound => self.nobody(&job.layout, missing).await,
-                PublishErrorKind::TimedOut => Failure::Again(unconfirmed(&job.subject)),
-                _ => Failure::Again(BrokerError::Unavailable(error.to_string().into())),
+                PublishErrorKind::TimedOut => unconfirmed(&job.subject),
+                _ => BrokerError::Unavailable(error.to_string().into()),
             });
         };
         if server.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE
@@ -255,21 +247,18 @@ impl Shared {
                 .confirmed(job, PublishAck { stream, sequence, duplicate: true, ..PublishAck::default() })
                 .await;
         }
-        Err(match rejected(job.layout.topic(), server, job) {
-            error if error.is_transient() && !matches!(error, BrokerError::Full { .. }) => Failure::Again(error),
-            error => Failure::Final(error),
-        })
+        Err(rejected(job.layout.topic(), server, job))
     }
 
     /// Why nobody took an event: there is no such stream, or one with other partitions, or its servers are electing a leader.
-    async fn nobody(&self, layout: &Layout, missing: &mut Missing) -> Failure {
+    async fn nobody(&self, layout: &Layout, missing: &mut Missing) -> BrokerError {
         let topic = layout.topic().clone();
         if !missing.contains_key(&topic) {
             let why = match self.stream(layout).await {
-                Ok(None) => return Failure::Final(BrokerError::NoSuchTopic { topic }),
+                Ok(None) => return BrokerError::NoSuchTopic { topic },
                 Ok(Some(there)) => match check_layout(&there, layout) {
                     Ok(()) => "its stream takes nothing just now".to_owned(),
-                    Err(error) => return Failure::Final(error),
+                    Err(error) => return error,
                 },
                 Err(error) => error.to_string(),
             };
@@ -277,19 +266,13 @@ impl Shared {
         }
         let why = missing.get(&topic).cloned().unwrap_or_default();
         let text = format!("nobody takes events of topic {topic:?}: {why}; if there is no such stream, declare it");
-        Failure::Again(BrokerError::Unavailable(text.into()))
+        BrokerError::Unavailable(text.into())
     }
 }
 
 impl Job {
     fn is_open(&self) -> bool {
-        matches!(self.answer, Err(Failure::Again(_)))
-    }
-
-    fn end(self) -> Result<Receipt, BrokerError> {
-        self.answer.map_err(|failure| match failure {
-            Failure::Again(error) | Failure::Final(error) => error,
-        })
+        matches!(self.answer, Err(BrokerError::Unavailable(_)))
     }
 }
 
