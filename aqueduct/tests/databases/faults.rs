@@ -3,20 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aqueduct::mysql::MySql;
-use aqueduct::postgres::Postgres;
 use aqueduct::sql::{Isolation, ServerOptions};
 use aqueduct_servers::{Database, Options};
 use sqlx::Connection as _;
 use tokio::sync::watch;
 
 use crate::fresh::{OwnServer, TestDatabase};
-use crate::logs::{Logs, logged};
+use crate::logs::Logs;
 use crate::proxy::Proxy;
 use crate::service::Service;
 
 /// A service on a server of its own, with a database on it.
-async fn on_own<DB: TestDatabase>(logs: &Logs, settings: Options) -> (DB::Own, Database, Service<DB>) {
+pub(crate) async fn on_own<DB: TestDatabase>(logs: &Logs, settings: Options) -> (DB::Own, Database, Service<DB>) {
     let server = DB::Own::start(settings);
     let database = server.database();
     let options = DB::options_for(&database.url()).handler_connections(4);
@@ -25,7 +23,7 @@ async fn on_own<DB: TestDatabase>(logs: &Logs, settings: Options) -> (DB::Own, D
 }
 
 /// A service on the server that all tests share, with a database of its own.
-async fn on_shared<DB: TestDatabase>(
+pub(crate) async fn on_shared<DB: TestDatabase>(
     logs: &Logs,
     options: impl FnOnce(ServerOptions<DB>) -> ServerOptions<DB>,
 ) -> (Database, Service<DB>) {
@@ -164,7 +162,7 @@ async fn connections_taken_by_others<DB: TestDatabase>(logs: Logs) {
 }
 
 /// Which event it is.
-fn number(event: &aqueduct::Event) -> usize {
+pub(crate) fn number(event: &aqueduct::Event) -> usize {
     event.id.as_str().strip_prefix("event ").unwrap().parse().unwrap()
 }
 
@@ -219,24 +217,7 @@ async fn serializable<DB: TestDatabase>(logs: Logs) {
     logs.wait_for(&["WARN", "not counted"]).await;
 }
 
-macro_rules! on_servers {
-    ($($name:ident),* $(,)?) => {
-        mod postgres {
-            $(#[test]
-            fn $name() {
-                super::logged(super::$name::<super::Postgres>);
-            })*
-        }
-        mod mysql {
-            $(#[test]
-            fn $name() {
-                super::logged(super::$name::<super::MySql>);
-            })*
-        }
-    };
-}
-
-on_servers!(
+crate::logs::on_servers!(
     restarted,
     killed,
     fences_raised,

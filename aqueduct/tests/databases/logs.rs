@@ -83,3 +83,22 @@ pub(crate) fn logged<F: Future>(test: impl FnOnce(Logs) -> F) -> F::Output {
         .unwrap();
     tracing::dispatcher::with_default(&dispatch, || runtime.block_on(test(logs)))
 }
+
+/// Each test on each server, with its log.
+macro_rules! on_servers {
+    ($($name:ident),* $(,)?) => {
+        mod postgres {
+            $(#[test]
+            fn $name() {
+                crate::logs::logged(super::$name::<aqueduct::postgres::Postgres>);
+            })*
+        }
+        mod mysql {
+            $(#[test]
+            fn $name() {
+                crate::logs::logged(super::$name::<aqueduct::mysql::MySql>);
+            })*
+        }
+    };
+}
+pub(crate) use on_servers;

@@ -7,6 +7,7 @@
 
 #[cfg(unix)]
 mod bank;
+mod batch;
 mod failover;
 mod faults;
 mod fresh;

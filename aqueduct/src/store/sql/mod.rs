@@ -65,4 +65,4 @@ pub use sqlite_tx::SqliteTx;
 pub use store::{Home, SqlStore};
 #[cfg(feature = "sqlite")]
 pub(crate) use turn::try_lock;
-pub use tx::{Tx, TxDatabase};
+pub use tx::{Tx, TxBatch, TxDatabase};

@@ -1,6 +1,7 @@
 //! A database server: its pool, its transactions, its migrations. What PostgreSQL and MySQL do differently is in their own
 //! files, behind [`Server`].
 
+mod batch;
 mod errors;
 mod floors;
 mod inbox;
@@ -34,6 +35,7 @@ use crate::outcome::BoxFuture;
 use crate::store::outbox::Hint;
 use crate::store::{Applied, Claim, Op, Standing};
 use crate::topic::{Partition, Position, Text};
+use batch::Queue;
 use errors::{Meaning, explain, meaning};
 use floors::Floors;
 use inbox::{RETENTION, keep_house};
@@ -116,18 +118,21 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     /// Answers about how many effects the inbox holds, without counting.
     const INBOX_ABOUT: &'static str;
 
-    /// Locks the fence and compares it; for [`end`](Self::end) alone.
+    /// Locks fences and compares them; for [`end`](Self::end) alone.
     const FENCE: &'static str;
 
     /// Begins the transaction of an attempt.
     fn begin_attempt(isolation: Isolation, limits: Limits) -> String;
 
-    /// Commits the transaction of an attempt, if its owner has not been replaced: no new owner can raise the fence between
+    /// Sends statements of the library's own that take no arguments in one message, as they are.
+    fn send<'a>(connection: &'a mut Self::Connection, sql: &'static str) -> BoxFuture<'a, Result<(), sqlx::Error>>;
+
+    /// Commits the transaction of attempts, if no owner of theirs has been replaced: no new owner can raise a fence between
     /// the look at it and the commit.
     fn end<'a>(
         connection: &'a mut Self::Connection,
         fence: &'a Statement,
-        end: End,
+        end: End<'a>,
         steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
@@ -191,6 +196,7 @@ struct Shared<DB: Server> {
     shards: RwLock<BTreeMap<(Text, Partition), i64>>,
     floors: Arc<Floors>,
     hint: Hint,
+    batch: Queue<DB>,
     retention: Duration,
     steps: Steps,
     /// Texts that were translated, by where they are: they are all the library's own and live as long as the program.
@@ -294,6 +300,14 @@ impl<DB: Server> ServerOptions<DB> {
         self
     }
 
+    /// How long handlers may join a transaction that they share, for tests of what such a group has in common.
+    #[cfg(any(test, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn group_time(mut self, time: Duration) -> Self {
+        self.steps.group_time = Some(time);
+        self
+    }
+
     /// Connects, and looks whether the tables are there.
     pub async fn connect(self) -> Result<ServerDatabase<DB>, StoreError> {
         let migrate = self.migrate;
@@ -331,6 +345,7 @@ impl<DB: Server> ServerOptions<DB> {
             shards: RwLock::default(),
             floors,
             hint: Hint::default(),
+            batch: Queue::default(),
             retention: self.retention,
             steps: self.steps,
             translated: RwLock::default(),
@@ -440,10 +455,11 @@ impl<DB: Server> ServerDatabase<DB> {
         Ok(u32::try_from(version.unwrap_or(0)).unwrap_or(0))
     }
 
-    /// A connection with the transaction of an attempt begun on it. An attempt that ends while it waits for the database would
-    /// count.
-    async fn begin_attempt(&self, limits: Limits) -> Result<Numbered<DB>, StoreError> {
-        self.pools().begin_attempt(&DB::begin_attempt(self.0.isolation, limits), limits.lock).await
+    /// A connection with the transaction of an attempt begun on it, and what is to be sent with that. An attempt that ends while
+    /// it waits for the database would count.
+    async fn begin_attempt(&self, limits: Limits, and: &str) -> Result<Numbered<DB>, StoreError> {
+        let begin = DB::begin_attempt(self.0.isolation, limits) + and;
+        self.pools().begin_attempt(&begin, limits.lock).await
     }
 
     /// The id of a shard that has been taken over.
@@ -472,6 +488,11 @@ impl<DB: Server> ServerDatabase<DB> {
 
     fn pools(&self) -> &Pools<DB> {
         &self.0.pools
+    }
+
+    /// Handlers that wait for a transaction which they share.
+    fn batch(&self) -> &Queue<DB> {
+        &self.0.batch
     }
 
     fn floors(&self) -> &Floors {
