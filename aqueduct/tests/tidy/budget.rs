@@ -17,7 +17,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
         | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_800)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
-        ["store", "sql", "server", ..] => Some(("the servers' databases".into(), 2_300)),
+        ["store", "sql", "server", ..] => Some(("the servers' databases".into(), 2_600)),
         ["store", "sql", ..] => Some(("store/sql".into(), 4_000)),
         ["format", name, ..] if name != "object" => Some((format!("format/{name}"), 400)),
         _ => Some(("the rest of the library".into(), 5_000)),

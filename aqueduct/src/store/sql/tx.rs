@@ -176,8 +176,8 @@ impl<S: Sync, DB: TxDatabase> FromCall<S> for Tx<DB> {
 /// It is used as [`Tx`] is and promises the same: what the handler writes, the events it publishes and the record that its
 /// event took effect are committed together, or none of them. A handler that fails is rolled back alone. On PostgreSQL and
 /// MySQL a service's handlers take turns on one connection, each behind a savepoint; the transaction is committed when nobody
-/// waits for a turn any more, after 64 handlers or some milliseconds. It pays where the commit is what takes long, and where
-/// events of many keys are there at the same time: `concurrency` is how many handlers can share a commit. On one
+/// waits for a turn any more, after 64 handlers or some 20 ms. It pays where the commit is what takes long or connections are
+/// few, and events of many keys are there at the same time: `concurrency` is how many handlers can share a commit. On one
 /// [`SqliteFile`](crate::sqlite::SqliteFile) handlers always do, and this is the same as [`Tx`].
 ///
 /// If the commit fails, a handler is cancelled, or one of the partitions was taken over by another instance, none of the

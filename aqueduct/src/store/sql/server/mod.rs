@@ -490,11 +490,6 @@ impl<DB: Server> ServerDatabase<DB> {
         &self.0.pools
     }
 
-    /// Handlers that wait for a transaction which they share.
-    fn batch(&self) -> &Queue<DB> {
-        &self.0.batch
-    }
-
     fn floors(&self) -> &Floors {
         &self.0.floors
     }

@@ -177,10 +177,11 @@ impl Calls for MySql {
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let is_ours = |(shard, epoch): &(i64, Epoch)| {
-                fence.sql.replacen('?', &shard.to_string(), 1).replacen('?', &epoch.0.to_string(), 1)
+                let fence = fence.sql.replacen('?', &shard.to_string(), 1).replacen('?', &epoch.0.to_string(), 1);
+                format!(" and {fence}")
             };
-            let ours = end.fences.iter().map(is_ours).collect::<Vec<_>>().join(" and ");
-            let sql = format!("select if({ours}, 1, (select 1 union all select 2)); commit");
+            let ours: String = end.fences.iter().map(is_ours).collect();
+            let sql = format!("select if(1 = 1{ours}, 1, (select 1 union all select 2)); commit");
             let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
             match done {
                 Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced(None)),

@@ -223,7 +223,7 @@ impl<DB: Server> Pools<DB> {
         error
     }
 
-    fn unavailable(&self, what: &str) -> StoreError {
+    pub(super) fn unavailable(&self, what: &str) -> StoreError {
         StoreError::Unavailable(format!("{}: {what}", self.address).into())
     }
 }

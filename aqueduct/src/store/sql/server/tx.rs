@@ -32,10 +32,10 @@ use crate::store::sql::tx::{Begun, Commits, Lends, TxDatabase};
 use crate::topic::{Epoch, Position, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
-const LONGEST: Duration = Duration::from_hours(1);
+pub(super) const LONGEST: Duration = Duration::from_hours(1);
 
 /// How long a roll back may take.
-pub(super) const ROLLED_BACK: Duration = Duration::from_secs(5);
+const ROLLED_BACK: Duration = Duration::from_secs(5);
 
 /// How long a transaction may stand still, a statement take, and a lock be waited for.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +87,7 @@ impl<DB: Server> DerefMut for ServerTx<DB> {
 impl<DB: Server> Unit for ServerTx<DB> {
     fn commit(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
-            if let (Some(seat), Some(connection)) = (self.seat.take(), self.connection.take()) {
+            if let Some((seat, connection)) = self.shared() {
                 return seat.done(connection).await;
             }
             let (fence, database) = (self.entry.fence(), self.database.clone());
@@ -115,7 +115,7 @@ impl<DB: Server> Unit for ServerTx<DB> {
     }
 
     fn roll_back(mut self: Box<Self>) {
-        if let (Some(seat), Some(connection)) = (self.seat.take(), self.connection.take()) {
+        if let Some((seat, connection)) = self.shared() {
             return seat.undone(connection);
         }
         tokio::spawn(async move {
@@ -129,6 +129,12 @@ impl<DB: Server> Unit for ServerTx<DB> {
 }
 
 impl<DB: Server> ServerTx<DB> {
+    /// The connection and where it is given back to, if it is shared.
+    fn shared(&mut self) -> Option<(Seat<DB>, Numbered<DB>)> {
+        let seat = self.seat.take()?;
+        Some((seat, self.connection.take()?))
+    }
+
     fn give_back(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.database.pools().give_back(connection);
@@ -225,6 +231,15 @@ impl Steps {
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn told_to(&mut self, told: impl Fn(&'static str) + Send + Sync + 'static) {
         self.told = Some(Arc::new(told));
+    }
+
+    #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "there is nobody to tell"))]
+    pub(super) fn group_time(&self) -> Duration {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(time) = self.group_time {
+            return time;
+        }
+        batch::GROUP_TIME
     }
 
     #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "there is nobody to tell"))]
