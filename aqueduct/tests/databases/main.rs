@@ -7,6 +7,7 @@
 
 #[cfg(unix)]
 mod bank;
+mod batch;
 mod compat;
 mod failover;
 mod faults;

@@ -72,4 +72,4 @@ pub use store::{Home, SqlStore};
 pub(crate) use store::{HomeCalls, Step};
 #[cfg(feature = "sqlite")]
 pub(crate) use turn::try_lock;
-pub use tx::{Tx, TxDatabase};
+pub use tx::{Tx, TxBatch, TxDatabase};

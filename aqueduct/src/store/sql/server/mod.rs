@@ -1,6 +1,7 @@
 //! A database server: its pool, its transactions, its migrations. What PostgreSQL and MySQL do differently is in their own
 //! files, behind [`Server`].
 
+mod batch;
 mod errors;
 mod floors;
 mod inbox;
@@ -35,6 +36,7 @@ use crate::outcome::BoxFuture;
 use crate::store::outbox::Hint;
 use crate::store::{Applied, Claim, Op, Standing};
 use crate::topic::{Partition, Position, Text};
+use batch::Queue;
 use errors::{Meaning, explain, meaning};
 use floors::Floors;
 use inbox::{RETENTION, keep_house};
@@ -117,18 +119,21 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     /// Answers about how many effects the inbox holds, without counting.
     const INBOX_ABOUT: &'static str;
 
-    /// Locks the fence and compares it; for [`end`](Self::end) alone.
+    /// Locks fences and compares them; for [`end`](Self::end) alone.
     const FENCE: &'static str;
 
     /// Begins the transaction of an attempt.
     fn begin_attempt(isolation: Isolation, limits: Limits) -> String;
 
-    /// Commits the transaction of an attempt, if its owner has not been replaced: no new owner can raise the fence between
+    /// Sends statements of the library's own that take no arguments in one message, as they are.
+    fn send<'a>(connection: &'a mut Self::Connection, sql: &'static str) -> BoxFuture<'a, Result<(), sqlx::Error>>;
+
+    /// Commits the transaction of attempts, if no owner of theirs has been replaced: no new owner can raise a fence between
     /// the look at it and the commit.
     fn end<'a>(
         connection: &'a mut Self::Connection,
         fence: &'a Statement,
-        end: End,
+        end: End<'a>,
         steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
@@ -192,6 +197,7 @@ struct Shared<DB: Server> {
     shards: RwLock<BTreeMap<(Text, Partition), i64>>,
     floors: Arc<Floors>,
     hint: Hint,
+    batch: Queue<DB>,
     retention: Duration,
     steps: Steps,
     beside: Arc<[Arc<dyn Beside>]>,
@@ -313,6 +319,14 @@ impl<DB: Server> ServerOptions<DB> {
         self
     }
 
+    /// How long handlers may join a transaction that they share, for tests of what such a group has in common.
+    #[cfg(any(test, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn group_time(mut self, time: Duration) -> Self {
+        self.steps.group_time = Some(time);
+        self
+    }
+
     /// Connects, and looks whether the tables are there.
     pub async fn connect(self) -> Result<ServerDatabase<DB>, StoreError> {
         let migrate = self.migrate;
@@ -350,6 +364,7 @@ impl<DB: Server> ServerOptions<DB> {
             shards: RwLock::default(),
             floors,
             hint: Hint::default(),
+            batch: Queue::default(),
             retention: self.retention,
             steps: self.steps,
             beside: self.beside.into(),
@@ -461,10 +476,11 @@ impl<DB: Server> ServerDatabase<DB> {
         Ok(u32::try_from(version.unwrap_or(0)).unwrap_or(0))
     }
 
-    /// A connection with the transaction of an attempt begun on it. An attempt that ends while it waits for the database would
-    /// count.
-    async fn begin_attempt(&self, limits: Limits) -> Result<Numbered<DB>, StoreError> {
-        self.pools().begin_attempt(&DB::begin_attempt(self.0.isolation, limits), limits.lock).await
+    /// A connection with the transaction of an attempt begun on it, and what is to be sent with that. An attempt that ends while
+    /// it waits for the database would count.
+    async fn begin_attempt(&self, limits: Limits, and: &str) -> Result<Numbered<DB>, StoreError> {
+        let begin = DB::begin_attempt(self.0.isolation, limits) + and;
+        self.pools().begin_attempt(&begin, limits.lock).await
     }
 
     /// The id of a shard that has been taken over.

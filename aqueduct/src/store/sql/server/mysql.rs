@@ -17,7 +17,7 @@ use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, 
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
-use crate::topic::Text;
+use crate::topic::{Epoch, Text};
 
 /// A MySQL (8.0.16 or later) or MariaDB (10.5 or later) database.
 pub type MySqlDatabase = ServerDatabase<MySql>;
@@ -146,10 +146,9 @@ impl Calls for MySql {
     const INBOX_ABOUT: &'static str = "select cast(max(table_rows) as signed) from information_schema.tables
         where concat(table_schema, '.', table_name) in ('aq_inbox', concat(database(), '.aq_inbox'))";
 
-    /// Fails, by a subquery with too many rows, if the fence is not that of the epoch. The arguments are put in as numbers,
-    /// since the commit goes with it in one message: no process can be stopped in between, with the fence locked.
-    const FENCE: &'static str = "select if((select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1, 1,
-        (select 1 union all select 2))";
+    /// True if the fence is that of the epoch. Each is looked up by itself: from a list the database might look at all of them,
+    /// and wait for those of others.
+    const FENCE: &'static str = "(select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1";
 
     fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
         let isolation = isolation.sql();
@@ -164,16 +163,22 @@ impl Calls for MySql {
         )
     }
 
+    /// The look at the fences fails, by a subquery with too many rows, if one is not that of its epoch. Their arguments are put
+    /// in as numbers, since the commit goes with them in one message: no process can be stopped in between, with a fence locked.
     fn end<'a>(
         connection: &'a mut MySqlConnection,
         fence: &'a Statement,
-        end: End,
+        end: End<'a>,
         _: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
-            let fence = fence.sql.replacen('?', &end.shard.to_string(), 1);
-            let fence = fence.replacen('?', &end.epoch.0.to_string(), 1);
-            let done = sqlx::raw_sql(AssertSqlSafe(format!("{fence}; commit"))).execute(&mut *connection).await;
+            let is_ours = |(shard, epoch): &(i64, Epoch)| {
+                let fence = fence.sql.replacen('?', &shard.to_string(), 1).replacen('?', &epoch.0.to_string(), 1);
+                format!(" and {fence}")
+            };
+            let ours: String = end.fences.iter().map(is_ours).collect();
+            let sql = format!("select if(1 = 1{ours}, 1, (select 1 union all select 2)); commit");
+            let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
             match done {
                 Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced(None)),
                 Err(error) => Err(error),
@@ -181,6 +186,10 @@ impl Calls for MySql {
                 Ok(_) => MySqlTransactionManager::commit(connection).await.map(|()| Ended::Committed),
             }
         })
+    }
+
+    fn send<'a>(connection: &'a mut MySqlConnection, sql: &'static str) -> BoxFuture<'a, Result<(), sqlx::Error>> {
+        Box::pin(async move { sqlx::raw_sql(sql).execute(connection).await.map(drop) })
     }
 
     /// A lock is a row that is written; the migration has made so many.

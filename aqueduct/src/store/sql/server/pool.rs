@@ -43,7 +43,8 @@ pub(super) struct Pools<DB: Server> {
     none_because: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
-/// A connection of a handler, with a number that no other has.
+/// A connection of a handler, with a number that no other has. Unless it is given back it is closed with this: it may be inside
+/// a transaction, or a statement.
 pub(super) struct Numbered<DB: Server> {
     pub(super) connection: PoolConnection<DB>,
     pub(super) number: u64,
@@ -142,7 +143,9 @@ impl<DB: Server> Pools<DB> {
         let Ok(open) = timeout_at(until, self.begun(&self.handlers, begin)).await else {
             return Err(self.unavailable("the database did not begin a transaction in time"));
         };
-        Ok(Numbered { connection: open?.ended()?, number: self.number(), _place: place })
+        let mut connection = open?.ended()?;
+        connection.close_on_drop();
+        Ok(Numbered { connection, number: self.number(), _place: place })
     }
 
     /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
@@ -220,7 +223,7 @@ impl<DB: Server> Pools<DB> {
         error
     }
 
-    fn unavailable(&self, what: &str) -> StoreError {
+    pub(super) fn unavailable(&self, what: &str) -> StoreError {
         StoreError::Unavailable(format!("{}: {what}", self.address).into())
     }
 }

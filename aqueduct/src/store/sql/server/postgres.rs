@@ -1,5 +1,6 @@
 //! What PostgreSQL does differently.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -115,8 +116,8 @@ impl Calls for Postgres {
     const INBOX_ABOUT: &'static str = "select reltuples::bigint from pg_class where oid = 'aq_inbox'::regclass";
 
     /// A setting of the transaction tells whether it is still the one that was begun.
-    const FENCE: &'static str = "select epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
-        set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id = ? for share";
+    const FENCE: &'static str = "select id, epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
+        set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id in_ints(?) order by id for share";
 
     fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
         let isolation = isolation.sql();
@@ -132,25 +133,34 @@ impl Calls for Postgres {
     fn end<'a>(
         connection: &'a mut PgConnection,
         fence: &'a Statement,
-        end: End,
+        end: End<'a>,
         steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let left = end.left.as_millis().max(1).to_string();
             let query = sqlx::query(AssertSqlSafe(Arc::clone(&fence.sql))).persistent(fence.kept);
-            let query = query.bind(left).bind(end.shard);
-            let Some(row) = query.fetch_optional(&mut *connection).await? else { return Ok(Ended::Replaced(None)) };
-            if row.try_get::<i32, _>(1)? == 0 {
-                return Ok(Ended::Before);
+            let query = query.bind(left).bind(end.fences.iter().map(|(shard, _)| *shard).collect::<Vec<_>>());
+            let mut held = BTreeMap::new();
+            for row in query.fetch_all(&mut *connection).await? {
+                if row.try_get::<i32, _>(2)? == 0 {
+                    return Ok(Ended::Before);
+                }
+                held.insert(row.try_get::<i64, _>(0)?, row.try_get::<Option<i64>, _>(1)?);
             }
-            let held: Option<i64> = row.try_get(0)?;
-            if held.map(i64::cast_unsigned) != Some(end.epoch.0) {
-                return Ok(Ended::Replaced(held));
+            for (shard, epoch) in end.fences {
+                let held = held.get(shard).copied().flatten();
+                if held.map(i64::cast_unsigned) != Some(epoch.0) {
+                    return Ok(Ended::Replaced(held));
+                }
             }
             steps.reach("fence locked");
             PgTransactionManager::commit(connection).await?;
             Ok(Ended::Committed)
         })
+    }
+
+    fn send<'a>(connection: &'a mut PgConnection, sql: &'static str) -> BoxFuture<'a, Result<(), sqlx::Error>> {
+        Box::pin(async move { sqlx::raw_sql(sql).execute(connection).await.map(drop) })
     }
 
     fn lock_keys<'a>(
