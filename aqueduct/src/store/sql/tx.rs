@@ -24,8 +24,8 @@ use crate::topic::Topic;
 /// connection or a commit, spends no attempt.
 ///
 /// On a server each attempt has a transaction and a connection of its own, at most
-/// [`handler_connections`](crate::sql::ServerOptions::handler_connections) at a time, and the database ends it with the
-/// attempt's deadline. Handlers on one [`SqliteFile`](crate::sqlite::SqliteFile) run one after another, many in one commit; nobody
+/// [`handler_connections`](crate::sql::ServerOptions::handler_connections) at a time, and the database ends it
+/// soon after the attempt's deadline. Handlers on one [`SqliteFile`](crate::sqlite::SqliteFile) run one after another, many in one commit; nobody
 /// else writes to the file meanwhile, and after [`handler_limit`](crate::sqlite::SqliteOptions::handler_limit) the handler is
 /// dropped and its attempt has failed; `concurrency` is how many handlers can share a commit.
 ///

@@ -301,7 +301,7 @@ impl<DB: Server> Group<DB> {
     }
 
     async fn send(&self, connection: &mut Numbered<DB>, sql: &'static str) -> Result<(), sqlx::Error> {
-        let sent = timeout_at(self.until, DB::send(&mut connection.connection, sql)).await;
+        let sent = timeout_at(self.until, DB::send(&mut connection.connection, sql.to_owned())).await;
         sent.unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, NO_ANSWER).into()))
     }
 

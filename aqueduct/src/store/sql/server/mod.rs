@@ -42,7 +42,7 @@ use floors::Floors;
 use inbox::{RETENTION, keep_house};
 use outbox::Written;
 use pool::{Numbered, Pools};
-use tx::{End, Ended, Limits, Steps};
+use tx::{Begin, End, Ended, Limits, Steps};
 
 pub use inbox::{Forget, InboxStatus};
 #[cfg(feature = "mysql")]
@@ -123,10 +123,16 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     const FENCE: &'static str;
 
     /// Begins the transaction of an attempt.
-    fn begin_attempt(isolation: Isolation, limits: Limits) -> String;
+    fn begin_attempt(begin: Begin) -> String;
+
+    /// An insert with its arguments in its text, which can go with others in one message. None where one that was prepared
+    /// costs less than the message.
+    fn in_text(_: &Statement, _: impl FnOnce() -> Vec<Value>) -> Option<String> {
+        None
+    }
 
     /// Sends statements of the library's own that take no arguments in one message, as they are.
-    fn send<'a>(connection: &'a mut Self::Connection, sql: &'static str) -> BoxFuture<'a, Result<(), sqlx::Error>>;
+    fn send(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>>;
 
     /// Commits the transaction of attempts, if no owner of theirs has been replaced: no new owner can raise a fence between
     /// the look at it and the commit.
@@ -479,8 +485,8 @@ impl<DB: Server> ServerDatabase<DB> {
     /// A connection with the transaction of an attempt begun on it, and what is to be sent with that. An attempt that ends while
     /// it waits for the database would count.
     async fn begin_attempt(&self, limits: Limits, and: &str) -> Result<Numbered<DB>, StoreError> {
-        let begin = DB::begin_attempt(self.0.isolation, limits) + and;
-        self.pools().begin_attempt(&begin, limits.lock).await
+        let (connection, begun) = self.pools().begin_attempt(self.0.isolation, limits, and).await?;
+        begun.map(|()| connection).map_err(|error| self.explain(&error))
     }
 
     /// The id of a shard that has been taken over.

@@ -8,12 +8,11 @@ use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySql, MySqlArguments, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlTransactionManager};
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
-use sqlx_core::transaction::TransactionManager;
 
 use super::errors::Meaning;
 use super::outbox::Written;
-use super::tx::{End, Ended, Limits, Steps};
-use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::tx::{Begin, End, Ended, Steps};
+use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
@@ -150,7 +149,8 @@ impl Calls for MySql {
     /// and wait for those of others.
     const FENCE: &'static str = "(select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1";
 
-    fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
+    fn begin_attempt(Begin { isolation, limits, .. }: Begin) -> String {
+        let Some(limits) = limits else { return "start transaction".to_owned() };
         let isolation = isolation.sql();
         let seconds = |limit: Duration| limit.as_secs().max(1);
         let (idle, lock, statement) = (seconds(limits.idle), seconds(limits.lock), limits.statement.as_millis().max(1));
@@ -159,8 +159,23 @@ impl Calls for MySql {
             "set session innodb_lock_wait_timeout = {lock} \
              /*M!100300 , idle_transaction_timeout = {idle}, max_statement_time = {statement}e-3 */ \
              /*!50799 , wait_timeout = {idle}, max_execution_time = {statement} */; \
-             set transaction isolation level {isolation}; start transaction"
+             set session transaction isolation level {isolation}; start transaction"
         )
+    }
+
+    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String> {
+        let mut parts = insert.sql.split('?');
+        let mut sql = parts.next()?.to_owned();
+        for (part, arg) in parts.zip(args()) {
+            match arg {
+                Value::Int(int) => sql.push_str(&int.to_string()),
+                Value::Text(text) => push_hex(&mut sql, Some(text.as_str().as_bytes())),
+                Value::Blob(bytes) => push_hex(&mut sql, Some(&bytes)),
+                Value::Null(_) | Value::Ints(_) => push_hex(&mut sql, None),
+            }
+            sql.push_str(part);
+        }
+        Some(sql)
     }
 
     /// The look at the fences fails, by a subquery with too many rows, if one is not that of its epoch. Their arguments are put
@@ -182,14 +197,13 @@ impl Calls for MySql {
             match done {
                 Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced(None)),
                 Err(error) => Err(error),
-                // For the client's own count of what is open.
-                Ok(_) => MySqlTransactionManager::commit(connection).await.map(|()| Ended::Committed),
+                Ok(_) => Ok(Ended::Committed),
             }
         })
     }
 
-    fn send<'a>(connection: &'a mut MySqlConnection, sql: &'static str) -> BoxFuture<'a, Result<(), sqlx::Error>> {
-        Box::pin(async move { sqlx::raw_sql(sql).execute(connection).await.map(drop) })
+    fn send(connection: &mut MySqlConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
     }
 
     /// A lock is a row that is written; the migration has made so many.

@@ -8,12 +8,11 @@ use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgTransactionManager, Postgres};
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
-use sqlx_core::transaction::TransactionManager;
 
 use super::errors::Meaning;
 use super::outbox::Written;
-use super::tx::{End, Ended, Limits, Steps};
-use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::tx::{Begin, End, Ended, Steps};
+use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
@@ -119,14 +118,15 @@ impl Calls for Postgres {
     const FENCE: &'static str = "select id, epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
         set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id in_ints(?) order by id for share";
 
-    fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
-        let isolation = isolation.sql();
+    fn begin_attempt(Begin { isolation, limits, behind_pooler }: Begin) -> String {
+        let begin = format!("begin isolation level {}; set local aq.attempt = '1'", isolation.sql());
+        let Some(limits) = limits else { return begin };
         let [idle, statement, lock] =
             [limits.idle, limits.statement, limits.lock].map(|limit| limit.as_millis().max(1));
+        let whose = if behind_pooler { "local" } else { "session" };
         format!(
-            "begin isolation level {isolation}; select set_config('aq.attempt', '1', true), \
-             set_config('idle_in_transaction_session_timeout', '{idle}', true), \
-             set_config('statement_timeout', '{statement}', true), set_config('lock_timeout', '{lock}', true)"
+            "{begin}; set {whose} idle_in_transaction_session_timeout = {idle}; \
+             set {whose} statement_timeout = {statement}; set {whose} lock_timeout = {lock}"
         )
     }
 
@@ -154,13 +154,12 @@ impl Calls for Postgres {
                 }
             }
             steps.reach("fence locked");
-            PgTransactionManager::commit(connection).await?;
-            Ok(Ended::Committed)
+            Self::send(connection, "commit".to_owned()).await.map(|()| Ended::Committed)
         })
     }
 
-    fn send<'a>(connection: &'a mut PgConnection, sql: &'static str) -> BoxFuture<'a, Result<(), sqlx::Error>> {
-        Box::pin(async move { sqlx::raw_sql(sql).execute(connection).await.map(drop) })
+    fn send(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
     }
 
     fn lock_keys<'a>(

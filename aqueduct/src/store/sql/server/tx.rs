@@ -9,7 +9,6 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::batch::{self, Seat};
@@ -19,7 +18,7 @@ use super::outbox;
 use super::planted::Planted;
 use super::pool::Numbered;
 use super::session::Within;
-use super::{Server, ServerDatabase};
+use super::{Isolation, Server, ServerDatabase};
 use crate::broker::Receipt;
 use crate::call::{Call, Origin};
 use crate::clock::Lease;
@@ -52,6 +51,28 @@ impl Limits {
         let left = deadline.map_or(LONGEST, |deadline| deadline.saturating_duration_since(Instant::now()));
         Self { idle: left, statement: left, lock: left / 2 }
     }
+
+    /// Some longer ones, which do for later attempts too; locks are waited for no longer.
+    pub(super) fn for_longer(self) -> Self {
+        let left = self.statement * 9 / 8;
+        Self { idle: left, statement: left, lock: left * 2 / 5 }
+    }
+
+    /// Whether these do for an attempt with others: they end it no earlier, and not much later.
+    pub(super) fn suit(self, others: Self) -> bool {
+        (others.statement..=others.statement * 5 / 4).contains(&self.statement)
+    }
+}
+
+/// How the transaction of an attempt is begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begin {
+    pub(crate) isolation: Isolation,
+    /// What the session gets, if it has none that suit.
+    pub(crate) limits: Option<Limits>,
+    /// The session is another's afterwards.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL has no limits of a transaction alone"))]
+    pub(crate) behind_pooler: bool,
 }
 
 /// What a handler of `Tx<Postgres>` or `Tx<MySql>` has. A handler that was cancelled may have been inside a statement: its
@@ -95,7 +116,7 @@ impl<DB: Server> Unit for ServerTx<DB> {
             let end = End { fences: &[fence], left: remaining(&self.entry.origin.lease, &database) };
             #[cfg(any(test, feature = "testing"))]
             if database.steps().planted.is_some() {
-                return DB::Manager::commit(&mut *self).await.map_err(|e| why(&database, &e));
+                return DB::send(&mut *self, "commit".to_owned()).await.map_err(|e| why(&database, &e));
             }
             let fence = database.one(DB::FENCE);
             let ended = DB::end(&mut *self, &fence, end, database.steps()).await.map_err(|e| why(&database, &e))?;
@@ -121,9 +142,9 @@ impl<DB: Server> Unit for ServerTx<DB> {
         }
         tokio::spawn(async move {
             // A server that does not answer is waited for no longer than its connection is worth.
-            let done = tokio::time::timeout(ROLLED_BACK, DB::Manager::rollback(&mut *self)).await;
-            if matches!(done, Ok(Ok(()))) {
-                self.give_back();
+            let done = tokio::time::timeout(ROLLED_BACK, DB::send(&mut *self, "rollback".to_owned())).await;
+            if let (Ok(Ok(())), Some(connection)) = (done, self.connection.take()) {
+                self.database.pools().give_back(connection.undone());
             }
         });
     }
@@ -147,6 +168,21 @@ impl<DB: Server> ServerTx<DB> {
         if let Some(Numbered { number, .. }) = &self.connection {
             self.entry.has_effect(&self.database, self.database.pools().number_of(*number));
         }
+    }
+
+    /// Writes the event into the inbox, if that is not done, and into the tables of other systems.
+    async fn enter(&mut self, written: Option<bool>) -> Result<Entered> {
+        #[cfg(any(test, feature = "testing"))]
+        self.plant(Planted::LockedFirst).await?;
+        let (database, entry) = (self.database.clone(), self.entry.clone());
+        let entered = match written {
+            None => entry.enter(&database, self).await?,
+            Some(false) => Entered::Before,
+            Some(true) => entry.enter_beside(&database, self).await.map_err(unentered)?,
+        };
+        #[cfg(any(test, feature = "testing"))]
+        self.plant(Planted::ReadFirst).await?;
+        Ok(entered)
     }
 
     /// Looks at the fence here and not before the commit, if the test is about that.
@@ -210,11 +246,7 @@ impl Entry {
             Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => return Ok(Entered::Before),
             Err(error) => Err(database.explain(&error)),
         };
-        entered.map_err(|error| {
-            let refused = matches!(error, StoreError::Refused(_));
-            let error = Error::from(error);
-            if refused { error.permanent() } else { error.uncounted() }
-        })
+        entered.map_err(unentered)
     }
 
     async fn enter_beside<DB: Server>(
@@ -244,6 +276,35 @@ impl Entry {
             database.clock().now().unix_ms().into(),
         ]
     }
+}
+
+fn unentered(error: StoreError) -> Error {
+    let refused = matches!(error, StoreError::Refused(_));
+    let error = Error::from(error);
+    if refused { error.permanent() } else { error.uncounted() }
+}
+
+/// Begins a transaction, and writes the event into the inbox where one message can do both: false if it was there, none if
+/// that is yet to be done.
+async fn begin<DB: Server>(
+    database: &ServerDatabase<DB>,
+    entry: &Entry,
+    limits: Limits,
+) -> Result<(Numbered<DB>, Option<bool>), StoreError> {
+    if let Some(insert) = DB::in_text(&database.one(DB::INBOX), || entry.row(database)) {
+        let insert = format!("; {insert}");
+        let (connection, begun) = database.pools().begin_attempt(database.0.isolation, limits, &insert).await?;
+        match begun {
+            Ok(()) => return Ok((connection, Some(true))),
+            Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => return Ok((connection, Some(false))),
+            Err(error) => match database.explain(&error) {
+                // Of the event, or of the beginning: that shows when each goes alone.
+                StoreError::Refused(_) => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok((database.begin_attempt(limits, "").await?, None))
 }
 
 /// Who is told of steps inside a transaction, and a wrong fence: tests alone have either.
@@ -356,8 +417,8 @@ impl<DB: Server> Lends for DB {
             if commits == Commits::Shared {
                 return Ok(batch::lend(database, entry, call.deadline()).await?.map(|held| (held, None)));
             }
-            let connection = database.begin_attempt(Limits::until(call.deadline()), "").await;
-            let connection = connection.map_err(|e| Error::from(e).uncounted())?;
+            let begun = begin(database, &entry, Limits::until(call.deadline())).await;
+            let (connection, written) = begun.map_err(|e| Error::from(e).uncounted())?;
             database.steps().reach("begun");
             let (database, connection) = (database.clone(), Some(connection));
             let mut held = Box::new(ServerTx { database, entry, connection, seat: None });
@@ -365,15 +426,8 @@ impl<DB: Server> Lends for DB {
                 held.roll_back();
                 return Err(Error::from(error).uncounted());
             }
-            #[cfg(any(test, feature = "testing"))]
-            held.plant(Planted::LockedFirst).await?;
-            let (database, entry) = (held.database.clone(), held.entry.clone());
-            match entry.enter(&database, &mut held).await? {
-                Entered::New => {
-                    #[cfg(any(test, feature = "testing"))]
-                    held.plant(Planted::ReadFirst).await?;
-                    return Ok(Some((*held, None)));
-                }
+            match held.enter(written).await? {
+                Entered::New => return Ok(Some((*held, None))),
                 // Perhaps by a commit whose answer was lost.
                 Entered::Before => held.has_effect(),
                 Entered::Elsewhere => {}
