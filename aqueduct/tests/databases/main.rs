@@ -32,6 +32,7 @@ mod pooler;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod process;
 mod proxy;
+mod reads;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;

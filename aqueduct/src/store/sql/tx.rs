@@ -64,6 +64,9 @@ pub(crate) enum Commits {
     Alone,
     /// Those of other handlers.
     Shared,
+    /// It is not: it only reads.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    Nothing,
 }
 
 /// How a database lends its transactions.
@@ -214,26 +217,65 @@ impl<DB: TxDatabase> TxBatch<DB> {
     }
 }
 
-impl<DB: TxDatabase> Deref for TxBatch<DB> {
-    type Target = DB::Connection;
+/// Another transaction is taken and used as `Tx` is.
+macro_rules! as_tx {
+    ($name:ident, $database:path, $commits:ident) => {
+        impl<DB: $database> Deref for $name<DB> {
+            type Target = DB::Connection;
 
-    fn deref(&self) -> &DB::Connection {
-        &self.0
-    }
+            fn deref(&self) -> &DB::Connection {
+                &self.0
+            }
+        }
+
+        impl<DB: $database> DerefMut for $name<DB> {
+            fn deref_mut(&mut self) -> &mut DB::Connection {
+                &mut self.0
+            }
+        }
+
+        impl<S: Sync, DB: $database> FromCall<S> for $name<DB> {
+            fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
+                <Tx<DB> as FromCall<S>>::check(wiring)
+            }
+
+            async fn from_call(call: &Call, _: &S) -> Result<Self, Rejection> {
+                Tx::take(call, Commits::$commits).await.map(Self)
+            }
+        }
+    };
 }
 
-impl<DB: TxDatabase> DerefMut for TxBatch<DB> {
-    fn deref_mut(&mut self) -> &mut DB::Connection {
-        &mut self.0
-    }
-}
+as_tx!(TxBatch, TxDatabase, Shared);
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+as_tx!(ReadTx, super::Server, Nothing);
 
-impl<S: Sync, DB: TxDatabase> FromCall<S> for TxBatch<DB> {
-    fn check(wiring: &Wiring<'_>) -> Result<(), WiringError> {
-        <Tx<DB> as FromCall<S>>::check(wiring)
-    }
-
-    async fn from_call(call: &Call, _: &S) -> Result<Self, Rejection> {
-        Tx::take(call, Commits::Shared).await.map(Self)
-    }
-}
+/// A transaction that only reads, as an argument of a handler whose effect is elsewhere, in a cache or a search index perhaps.
+///
+/// All its statements see the same state of the database, that at the first of them, also where
+/// [`Isolation`](crate::sql::Isolation) asks for less; a handler sees at least what was committed before it began. The database
+/// refuses to write, and the event of a handler that tries becomes a dead letter. It costs less than [`Tx`]: one message to
+/// begin and one to end, which nobody waits for, and no commit.
+///
+/// The trap: nothing records that the event took effect, and nothing looks at who owns its partition. So the handler runs at
+/// least once, again after a crash, and an instance that was replaced may finish what it had begun: let the effect bear that,
+/// by an [`Epoch`](crate::Epoch) or a version that it compares. A handler has this or [`Tx`], not both.
+///
+/// It is there on PostgreSQL and MySQL alone: in an SQLite file handlers are lent the one connection that writes, and who only
+/// reads had better open one of their own beside it.
+///
+/// ```
+/// # #[cfg(feature = "postgres")] fn f() {
+/// use aqueduct::{Json, ReadTx, Result, Router, postgres::Postgres};
+///
+/// async fn project(Json(sku): Json<String>, mut tx: ReadTx<Postgres>) -> Result<()> {
+///     let free: i64 = sqlx::query_scalar("select free from stock where sku = $1").bind(&sku).fetch_one(&mut *tx).await?;
+///     println!("{sku}: {free}");
+///     Ok(())
+/// }
+/// let app: Router = Router::new().on("stock.changed", project);
+/// # }
+/// ```
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[derive(Debug)]
+pub struct ReadTx<DB: super::Server>(Tx<DB>);

@@ -121,8 +121,9 @@ pub(super) async fn lend<DB: Server>(
 async fn serve<DB: Server>(database: ServerDatabase<DB>) {
     while let Some((first, most)) = database.0.batch.first() {
         let limits = Limits::until(first.deadline);
-        let until = Instant::now() + limits.idle;
-        match database.begin_attempt(limits, SAVE).await {
+        let until = Instant::now() + limits.whole;
+        let begun = database.begin_attempt(false, limits, SAVE).await;
+        match begun.and_then(|(connection, begun)| begun.map(|()| connection).map_err(|e| database.explain(&e))) {
             Ok(connection) => {
                 database.steps().reach("begun");
                 let (database, begun) = (database.clone(), Instant::now());
@@ -156,7 +157,7 @@ impl<DB: Server> Seat<DB> {
         if self.back.send(Ok(connection)).is_err() {
             return Err(lost(&self.database, TOO_LONG));
         }
-        match timeout(Limits::until(self.deadline).idle * 3 / 4, self.ended).await {
+        match timeout(Limits::until(self.deadline).whole * 3 / 4, self.ended).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(_)) => Err(lost(&self.database, GIVEN_UP)),
             Err(_) => Err(lost(&self.database, TOO_LONG)),
@@ -218,7 +219,7 @@ impl<DB: Server> Group<DB> {
         }
         let ours = self.until.saturating_duration_since(Instant::now());
         let suits = |waiting: &Waiting<DB>| {
-            let theirs = Limits::until(waiting.deadline).idle;
+            let theirs = Limits::until(waiting.deadline).whole;
             theirs * 4 >= ours * 3 && ours * 4 >= theirs * 3
         };
         let state = &mut *self.database.0.batch.0.lock();
@@ -238,7 +239,7 @@ impl<DB: Server> Group<DB> {
         }
         self.turns += 1;
         let (answer, ended) = oneshot::channel();
-        match timeout_at(self.until, entry.enter(&self.database, &mut connection.connection)).await {
+        match timeout_at(self.until, entry.enter(&self.database, &mut connection.connection, None)).await {
             Ok(Ok(Entered::New)) => {}
             Ok(Ok(entered)) => {
                 // Perhaps by one of this group.
@@ -255,7 +256,7 @@ impl<DB: Server> Group<DB> {
         let (give, given) = oneshot::channel();
         let seat = Seat { back: give, ended, deadline, database: self.database.clone() };
         let (database, connection) = (self.database.clone(), Some(connection));
-        let held = ServerTx { database, entry: entry.clone(), connection, seat: Some(seat) };
+        let held = ServerTx { database, entry: entry.clone(), connection, seat: Some(seat), reads: false };
         if let Err(Ok(Lent::Held(ServerTx { connection: Some(connection), .. }))) = back.send(Ok(Lent::Held(held))) {
             return self.undo(connection).await;
         }

@@ -41,7 +41,7 @@ use errors::{Meaning, explain, meaning};
 use floors::Floors;
 use inbox::{RETENTION, keep_house};
 use outbox::Written;
-use pool::{Numbered, Pools};
+use pool::{Begun, Pools};
 use tx::{Begin, End, Ended, Limits, Steps};
 
 pub use inbox::{Forget, InboxStatus};
@@ -105,7 +105,9 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     ) -> BoxFuture<'a, Result<Vec<SqlRow>, sqlx::Error>>;
 
     /// Runs statements as they are, without arguments.
-    fn run(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>>;
+    fn run(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Self::send(connection, sql)
+    }
 
     /// What a service lacks whose store is none of this database.
     const LACKS_STORE: &'static str;
@@ -158,6 +160,9 @@ pub(crate) trait Calls: sqlx::Database + Sized {
         rows: Vec<Written>,
         kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>>;
+
+    /// Nothing can be written.
+    const READ_ONLY: Meaning;
 
     /// What an error of the database means; none if it is none that is known.
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning>;
@@ -482,11 +487,16 @@ impl<DB: Server> ServerDatabase<DB> {
         Ok(u32::try_from(version.unwrap_or(0)).unwrap_or(0))
     }
 
-    /// A connection with the transaction of an attempt begun on it, and what is to be sent with that. An attempt that ends while
-    /// it waits for the database would count.
-    async fn begin_attempt(&self, limits: Limits, and: &str) -> Result<Numbered<DB>, StoreError> {
-        let (connection, begun) = self.pools().begin_attempt(self.0.isolation, limits, and).await?;
-        begun.map(|()| connection).map_err(|error| self.explain(&error))
+    /// A connection, and whether the transaction of an attempt was begun on it, and done what is to be sent with that. All
+    /// statements of one that reads see the same state of the database, which costs it nothing. An attempt that ends while it
+    /// waits for the database would count.
+    async fn begin_attempt(&self, reads: bool, limits: Limits, and: &str) -> Result<Begun<DB>, StoreError> {
+        let isolation = match self.0.isolation {
+            Isolation::ReadCommitted if reads => Isolation::RepeatableRead,
+            isolation => isolation,
+        };
+        let begin = Begin { isolation, reads, limits: None, behind_pooler: self.pools().behind_pooler };
+        self.pools().begin_attempt(begin, limits, and).await
     }
 
     /// The id of a shard that has been taken over.

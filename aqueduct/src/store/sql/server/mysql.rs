@@ -149,17 +149,23 @@ impl Calls for MySql {
     /// and wait for those of others.
     const FENCE: &'static str = "(select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1";
 
-    fn begin_attempt(Begin { isolation, limits, .. }: Begin) -> String {
-        let Some(limits) = limits else { return "start transaction".to_owned() };
+    fn begin_attempt(Begin { isolation, reads, limits, .. }: Begin) -> String {
         let isolation = isolation.sql();
+        let begin = if reads {
+            // The session has that of handlers that write, if its limits suit.
+            format!("set transaction isolation level {isolation}; start transaction read only")
+        } else {
+            "start transaction".to_owned()
+        };
+        let Some(limits) = limits else { return begin };
         let seconds = |limit: Duration| limit.as_secs().max(1);
-        let (idle, lock, statement) = (seconds(limits.idle), seconds(limits.lock), limits.statement.as_millis().max(1));
+        let (idle, lock, statement) = (seconds(limits.whole), seconds(limits.lock), limits.whole.as_millis().max(1));
         // The first comment is read by MariaDB alone, the second by MySQL alone.
         format!(
             "set session innodb_lock_wait_timeout = {lock} \
              /*M!100300 , idle_transaction_timeout = {idle}, max_statement_time = {statement}e-3 */ \
              /*!50799 , wait_timeout = {idle}, max_execution_time = {statement} */; \
-             set session transaction isolation level {isolation}; start transaction"
+             set session transaction isolation level {isolation}; {begin}"
         )
     }
 
@@ -260,6 +266,8 @@ impl Calls for MySql {
         })
     }
 
+    const READ_ONLY: Meaning = Meaning::Passes("the database is read-only, a replica perhaps: connect to the primary");
+
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
         meaning(number(error))
     }
@@ -347,7 +355,7 @@ fn meaning(number: u16) -> Option<Meaning> {
         1062 => Meaning::Duplicate,
         1205 => Meaning::Passes("another transaction holds what this one needs"),
         1317 | 1969 | 3024 => Meaning::Passes("the statement took longer than it may, and was cancelled"),
-        1290 | 1792 | 1836 => Meaning::Passes("the database is read-only, a replica perhaps: connect to the primary"),
+        1290 | 1792 | 1836 => MySql::READ_ONLY,
         1021 | 1114 => {
             Meaning::Passes("the database's disk, or the table, is full: free some space, and it goes on by itself")
         }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::errors::{Meaning, broken, explain, meaning};
 use super::floors::Floors;
 use super::tx::{Begin, Limits};
-use super::{Isolation, OptionsOf, Server};
+use super::{OptionsOf, Server};
 use crate::error::StoreError;
 
 /// Connections of the store, the relay and the leases.
@@ -25,6 +25,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// For how long it is known why there was no connection.
 const FRESH: Duration = Duration::from_secs(1);
+
+const NOT_BEGUN: &str = "the database did not begin a transaction in time";
 
 pub(super) struct Pools<DB: Server> {
     own: Pool<DB>,
@@ -50,19 +52,15 @@ pub(super) struct Numbered<DB: Server> {
     pub(super) connection: PoolConnection<DB>,
     pub(super) number: u64,
     /// Those of its session, if they are known.
-    limits: Option<Limits>,
+    pub(super) limits: Option<Limits>,
     _place: OwnedSemaphorePermit,
 }
 
+/// A connection, and whether what was to be done on it is done.
+pub(super) type Begun<DB> = (Numbered<DB>, Result<(), sqlx::Error>);
+
 /// A connection without a place, its number, and the limits of its session.
 type Warm<DB> = (PoolConnection<DB>, u64, Option<Limits>);
-
-impl<DB: Server> Numbered<DB> {
-    /// After a roll back, which may have taken the session's limits back too.
-    pub(super) fn undone(self) -> Self {
-        Self { limits: None, ..self }
-    }
-}
 
 /// A connection inside a transaction, or on the way into one. Dropped there, because nobody waits for it any more, it is
 /// closed: the pool would hand it on with the transaction open, and with what it has locked.
@@ -136,51 +134,37 @@ impl<DB: Server> Pools<DB> {
 
     /// A connection of a handler: one that was given back in good order, or one of the pool. And whether a transaction was begun
     /// on it, and what goes with that done.
-    pub(super) async fn begin_attempt(
-        &self,
-        isolation: Isolation,
-        limits: Limits,
-        and: &str,
-    ) -> Result<(Numbered<DB>, Result<(), sqlx::Error>), StoreError> {
+    pub(super) async fn begin_attempt(&self, begin: Begin, limits: Limits, and: &str) -> Result<Begun<DB>, StoreError> {
         let asked = Instant::now();
         let until = asked + limits.lock.min(PATIENCE * 2);
         let place = self.place(until.min(asked + PATIENCE)).await?;
         loop {
             let warm = self.warm.lock().pop();
-            let ((connection, number, had), new) = match warm {
-                Some(warm) => (warm, false),
-                None => self.new_for_handler(until).await?,
+            let ((connection, number, had), new) = if let Some(warm) = warm {
+                (warm, false)
+            } else {
+                let acquired = timeout_at(until, self.acquire(&self.handlers)).await;
+                let (mut connection, new) = acquired.map_err(|_| self.unavailable(NOT_BEGUN))??;
+                connection.close_on_drop();
+                ((connection, self.number(), None), new)
             };
             let has = had.filter(|had| had.suit(limits));
             let gets = if has.is_none() { Some(limits.for_longer()) } else { None };
-            let begin = Begin { isolation, limits: gets, behind_pooler: self.behind_pooler };
-            let sql = DB::begin_attempt(begin) + and;
+            let sql = DB::begin_attempt(Begin { limits: gets, ..begin }) + and;
             let mut open = Open::new(connection);
             // What goes with it may wait for a lock, and is told when that took too long.
-            let begun = match timeout_at(asked + limits.lock * 5 / 4, begin_on::<DB>(open.get()?, &sql)).await {
+            let done = match timeout_at(asked + limits.lock * 5 / 4, begin_on::<DB>(open.get()?, &sql)).await {
                 // The server has closed it since; then it has closed others too.
                 Ok(Err(error)) if broken::<DB>(&error) && !new => continue,
-                Ok(begun) => begun,
+                Ok(done) => done,
                 Err(_) => {
                     self.warm.lock().clear();
-                    return Err(self.not_begun());
+                    return Err(self.unavailable(NOT_BEGUN));
                 }
             };
-            let limits = has.or(gets).filter(|_| !self.behind_pooler && begun.is_ok());
-            return Ok((Numbered { connection: open.ended()?, number, limits, _place: place }, begun));
+            let limits = has.or(gets).filter(|_| !self.behind_pooler && done.is_ok());
+            return Ok((Numbered { connection: open.ended()?, number, limits, _place: place }, done));
         }
-    }
-
-    /// One of the pool, and whether it is certainly a new one.
-    async fn new_for_handler(&self, until: Instant) -> Result<(Warm<DB>, bool), StoreError> {
-        let acquired = timeout_at(until, self.acquire(&self.handlers)).await;
-        let (mut connection, new) = acquired.map_err(|_| self.not_begun())??;
-        connection.close_on_drop();
-        Ok(((connection, self.number(), None), new))
-    }
-
-    fn not_begun(&self) -> StoreError {
-        self.unavailable("the database did not begin a transaction in time")
     }
 
     /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.

@@ -95,10 +95,6 @@ impl Calls for Postgres {
         })
     }
 
-    fn run(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
-    }
-
     const LACKS_STORE: &'static str = "`Tx<Postgres>` needs a store in a PostgreSQL database: give the consumer one with `.store(PgStore::connect(url).await?)`, or beside another store with `.transactions(..)`";
 
     const INBOX: &'static str = "insert into aq_inbox (consumer, source, id, topic, number, position, at)
@@ -118,15 +114,15 @@ impl Calls for Postgres {
     const FENCE: &'static str = "select id, epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
         set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id in_ints(?) order by id for share";
 
-    fn begin_attempt(Begin { isolation, limits, behind_pooler }: Begin) -> String {
-        let begin = format!("begin isolation level {}; set local aq.attempt = '1'", isolation.sql());
+    fn begin_attempt(Begin { isolation, reads, limits, behind_pooler }: Begin) -> String {
+        let then = if reads { " read only" } else { "; set local aq.attempt = '1'" };
+        let begin = format!("begin isolation level {}{then}", isolation.sql());
         let Some(limits) = limits else { return begin };
-        let [idle, statement, lock] =
-            [limits.idle, limits.statement, limits.lock].map(|limit| limit.as_millis().max(1));
-        let whose = if behind_pooler { "local" } else { "session" };
+        let [whole, lock] = [limits.whole, limits.lock].map(|limit| limit.as_millis().max(1));
+        let scope = if behind_pooler { "local" } else { "session" };
         format!(
-            "{begin}; set {whose} idle_in_transaction_session_timeout = {idle}; \
-             set {whose} statement_timeout = {statement}; set {whose} lock_timeout = {lock}"
+            "{begin}; set {scope} idle_in_transaction_session_timeout = {whole}; \
+             set {scope} statement_timeout = {whole}; set {scope} lock_timeout = {lock}"
         )
     }
 
@@ -219,6 +215,8 @@ impl Calls for Postgres {
         })
     }
 
+    const READ_ONLY: Meaning = Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary");
+
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
         meaning(&error.code()?)
     }
@@ -244,7 +242,7 @@ fn meaning(code: &str) -> Option<Meaning> {
         ),
         "55P03" => Meaning::Passes("another transaction holds what this one needs"),
         "57014" => Meaning::Passes("the statement took longer than it may, and was cancelled"),
-        "25006" => Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary"),
+        "25006" => Postgres::READ_ONLY,
         "53100" => Meaning::Passes("the database's disk is full: free some space, and it goes on by itself"),
         "53300" => Meaning::Passes("the database has too many connections: allow more there, or use fewer here"),
         "28P01" | "28000" => Meaning::Passes("the database refuses the user or the password"),

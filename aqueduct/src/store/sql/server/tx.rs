@@ -37,11 +37,10 @@ pub(super) const LONGEST: Duration = Duration::from_hours(1);
 /// How long a roll back may take.
 const ROLLED_BACK: Duration = Duration::from_secs(5);
 
-/// How long a transaction may stand still, a statement take, and a lock be waited for.
+/// How long a transaction may stand still or a statement take, and how long a lock be waited for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    pub(crate) idle: Duration,
-    pub(crate) statement: Duration,
+    pub(crate) whole: Duration,
     pub(crate) lock: Duration,
 }
 
@@ -49,18 +48,18 @@ impl Limits {
     /// Half of the time for locks: waiting for others must end before the attempt does, which would count.
     pub(super) fn until(deadline: Option<Instant>) -> Self {
         let left = deadline.map_or(LONGEST, |deadline| deadline.saturating_duration_since(Instant::now()));
-        Self { idle: left, statement: left, lock: left / 2 }
+        Self { whole: left, lock: left / 2 }
     }
 
     /// Some longer ones, which do for later attempts too; locks are waited for no longer.
     pub(super) fn for_longer(self) -> Self {
-        let left = self.statement * 9 / 8;
-        Self { idle: left, statement: left, lock: left * 2 / 5 }
+        let whole = self.whole * 9 / 8;
+        Self { whole, lock: whole * 2 / 5 }
     }
 
     /// Whether these do for an attempt with others: they end it no earlier, and not much later.
     pub(super) fn suit(self, others: Self) -> bool {
-        (others.statement..=others.statement * 5 / 4).contains(&self.statement)
+        (others.whole..=others.whole * 5 / 4).contains(&self.whole)
     }
 }
 
@@ -68,6 +67,8 @@ impl Limits {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begin {
     pub(crate) isolation: Isolation,
+    /// Nothing is written in it.
+    pub(crate) reads: bool,
     /// What the session gets, if it has none that suit.
     pub(crate) limits: Option<Limits>,
     /// The session is another's afterwards.
@@ -84,6 +85,8 @@ pub struct ServerTx<DB: Server> {
     pub(super) connection: Option<Numbered<DB>>,
     /// Where it is given back to if the transaction is shared.
     pub(super) seat: Option<Seat<DB>>,
+    /// Nothing is written in it, so nothing is committed.
+    pub(super) reads: bool,
 }
 
 impl<DB: Server> Deref for ServerTx<DB> {
@@ -112,6 +115,10 @@ impl<DB: Server> Unit for ServerTx<DB> {
             if let Some((seat, connection)) = self.shared() {
                 return seat.done(connection).await;
             }
+            if self.reads {
+                self.roll_back();
+                return Ok(());
+            }
             let (fence, database) = (self.entry.fence(), self.database.clone());
             let end = End { fences: &[fence], left: remaining(&self.entry.origin.lease, &database) };
             #[cfg(any(test, feature = "testing"))]
@@ -133,6 +140,11 @@ impl<DB: Server> Unit for ServerTx<DB> {
     }
 
     fn explain(&self, error: Error) -> Error {
+        let known = error.downcast_ref::<sqlx::Error>().and_then(meaning::<DB>);
+        if self.reads && known == Some(DB::READ_ONLY) {
+            let text = format!("{WRITES} ({error})");
+            return error.explained(text).permanent();
+        }
         explain_handlers::<DB>(self.database.address(), error)
     }
 
@@ -143,8 +155,10 @@ impl<DB: Server> Unit for ServerTx<DB> {
         tokio::spawn(async move {
             // A server that does not answer is waited for no longer than its connection is worth.
             let done = tokio::time::timeout(ROLLED_BACK, DB::send(&mut *self, "rollback".to_owned())).await;
-            if let (Ok(Ok(())), Some(connection)) = (done, self.connection.take()) {
-                self.database.pools().give_back(connection.undone());
+            if let (Ok(Ok(())), Some(connection)) = (done, &mut self.connection) {
+                // They may have been taken back too.
+                connection.limits = None;
+                self.give_back();
             }
         });
     }
@@ -175,11 +189,7 @@ impl<DB: Server> ServerTx<DB> {
         #[cfg(any(test, feature = "testing"))]
         self.plant(Planted::LockedFirst).await?;
         let (database, entry) = (self.database.clone(), self.entry.clone());
-        let entered = match written {
-            None => entry.enter(&database, self).await?,
-            Some(false) => Entered::Before,
-            Some(true) => entry.enter_beside(&database, self).await.map_err(unentered)?,
-        };
+        let entered = entry.enter(&database, self, written).await?;
         #[cfg(any(test, feature = "testing"))]
         self.plant(Planted::ReadFirst).await?;
         Ok(entered)
@@ -233,31 +243,28 @@ impl Entry {
         Error::from(StoreError::Fenced { partition: partition.clone(), held, ours: *epoch }).uncounted()
     }
 
-    /// Writes the event into the inbox, and into the tables of other systems. Where another has the same event in hand, it
-    /// waits for the end of that.
+    /// Writes the event into the inbox, unless it is known whether that was done, and into the tables of other systems. Where
+    /// another has the same event in hand, it waits for the end of that.
     pub(super) async fn enter<DB: Server>(
         &self,
         database: &ServerDatabase<DB>,
         connection: &mut DB::Connection,
+        written: Option<bool>,
     ) -> Result<Entered> {
-        let entered = match DB::execute(connection, &database.one(DB::INBOX), self.row(database)).await {
-            Ok(0) => return Ok(Entered::Before),
-            Ok(_) => self.enter_beside(database, connection).await,
-            Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => return Ok(Entered::Before),
-            Err(error) => Err(database.explain(&error)),
+        let written = match written {
+            Some(written) => Ok(written),
+            None => DB::execute(connection, &database.one(DB::INBOX), self.row(database)).await.map(|rows| rows > 0),
         };
-        entered.map_err(unentered)
-    }
-
-    async fn enter_beside<DB: Server>(
-        &self,
-        database: &ServerDatabase<DB>,
-        connection: &mut DB::Connection,
-    ) -> Result<Entered, StoreError> {
+        match written {
+            Ok(true) => {}
+            Ok(false) => return Ok(Entered::Before),
+            Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => return Ok(Entered::Before),
+            Err(error) => return Err(unentered(database.explain(&error))),
+        }
         let (tables, now) = (database.beside(), database.clock().now());
         let mut session = Within::new(database, connection);
         for table in &*tables {
-            if table.enter(&mut session, &self.origin.partition, &self.event, now).await? {
+            if table.enter(&mut session, &self.origin.partition, &self.event, now).await.map_err(unentered)? {
                 return Ok(Entered::Elsewhere);
             }
         }
@@ -289,22 +296,17 @@ fn unentered(error: StoreError) -> Error {
 async fn begin<DB: Server>(
     database: &ServerDatabase<DB>,
     entry: &Entry,
+    reads: bool,
     limits: Limits,
-) -> Result<(Numbered<DB>, Option<bool>), StoreError> {
-    if let Some(insert) = DB::in_text(&database.one(DB::INBOX), || entry.row(database)) {
-        let insert = format!("; {insert}");
-        let (connection, begun) = database.pools().begin_attempt(database.0.isolation, limits, &insert).await?;
-        match begun {
-            Ok(()) => return Ok((connection, Some(true))),
-            Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => return Ok((connection, Some(false))),
-            Err(error) => match database.explain(&error) {
-                // Of the event, or of the beginning: that shows when each goes alone.
-                StoreError::Refused(_) => {}
-                error => return Err(error),
-            },
-        }
+) -> Result<(Numbered<DB>, Option<bool>)> {
+    let insert = if reads { None } else { DB::in_text(&database.one(DB::INBOX), || entry.row(database)) };
+    let and = insert.as_ref().map(|insert| format!("; {insert}")).unwrap_or_default();
+    let (connection, begun) = database.begin_attempt(reads, limits, &and).await.map_err(unentered)?;
+    match begun {
+        Ok(()) => Ok((connection, insert.map(|_| true))),
+        Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => Ok((connection, Some(false))),
+        Err(error) => Err(unentered(database.explain(&error))),
     }
-    Ok((database.begin_attempt(limits, "").await?, None))
 }
 
 /// Who is told of steps inside a transaction, and a wrong fence: tests alone have either.
@@ -377,6 +379,8 @@ fn why<DB: Server>(database: &ServerDatabase<DB>, error: &sqlx::Error) -> Error 
 const ENDED: &str =
     "a handler ended its transaction itself: no `commit` or `rollback` of its own, but `tx.begin()`, and end that";
 
+const WRITES: &str = "a handler writes in the transaction of a `ReadTx`: take `Tx` in its place";
+
 pub(super) const GONE_ON: &str = "a statement of the handler failed, and the handler said that it is done all the same: the database has given the transaction up. Return the error, or run what may fail inside `tx.begin()`";
 
 /// How long the lease holds still; at least a moment, since 0 is no limit.
@@ -417,11 +421,14 @@ impl<DB: Server> Lends for DB {
             if commits == Commits::Shared {
                 return Ok(batch::lend(database, entry, call.deadline()).await?.map(|held| (held, None)));
             }
-            let begun = begin(database, &entry, Limits::until(call.deadline())).await;
-            let (connection, written) = begun.map_err(|e| Error::from(e).uncounted())?;
+            let reads = commits == Commits::Nothing;
+            let (connection, written) = begin(database, &entry, reads, Limits::until(call.deadline())).await?;
             database.steps().reach("begun");
             let (database, connection) = (database.clone(), Some(connection));
-            let mut held = Box::new(ServerTx { database, entry, connection, seat: None });
+            let mut held = Box::new(ServerTx { database, entry, connection, seat: None, reads });
+            if reads {
+                return Ok(Some((*held, None)));
+            }
             if let Err(error) = held.database.floors().check(shard) {
                 held.roll_back();
                 return Err(Error::from(error).uncounted());
