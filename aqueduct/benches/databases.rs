@@ -2,11 +2,12 @@
 //!
 //! `cargo xtask bench databases`; each line is `name: value (bar B)`, and a bar that is missed ends it with an error. Rounds
 //! alternate between both sides, and what is compared is the median of each side. Arguments choose databases (`postgres`,
-//! `mariadb`) and figures (`transactions`, `single`, `hundred`).
+//! `mariadb`) and figures (`transactions`, `batch`, `single`, `hundred`).
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
 
 use std::future::IntoFuture;
+use std::ops::DerefMut;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use aqueduct::mysql::{MySql, MySqlDatabase};
 use aqueduct::postgres::{PgDatabase, Postgres};
 use aqueduct::sql::{Server, ServerDatabase, SqlStore, TxDatabase};
-use aqueduct::{Consumer, Event, MemoryBroker, Outbox, Publisher, Router, Tx};
+use aqueduct::{Consumer, Event, FromCall, MemoryBroker, Outbox, Publisher, Router, Tx, TxBatch};
 use sqlx::{AssertSqlSafe, Pool};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -157,8 +158,11 @@ fn event(id: u64) -> Event {
     Event::raw("order.placed", data).id(id.to_string()).source("bench").topic("orders").key((id % ACCOUNTS).to_string())
 }
 
-/// Events a second of a consumer whose handlers take a transaction.
-async fn ours<DB: Bench>(home: &ServerDatabase<DB>) -> f64 {
+/// Events a second of a consumer whose handlers take a transaction, or share one.
+async fn ours<DB: Bench, T>(home: &ServerDatabase<DB>, concurrency: u32) -> f64
+where
+    T: FromCall<()> + DerefMut<Target = DB::Connection> + 'static,
+{
     let broker = MemoryBroker::new();
     let publisher = Publisher::new("bench", broker.clone());
     for receipt in publisher.publish_all((0..HANDLED).map(event).collect()).await {
@@ -166,7 +170,7 @@ async fn ours<DB: Bench>(home: &ServerDatabase<DB>) -> f64 {
     }
     let (left, end) = (Arc::new(AtomicU64::new(HANDLED)), Arc::new(Notify::new()));
     let (counted, told) = (Arc::clone(&left), Arc::clone(&end));
-    let handler = move |event: Event, mut tx: Tx<DB>| {
+    let handler = move |event: Event, mut tx: T| {
         let (counted, told) = (Arc::clone(&counted), Arc::clone(&told));
         async move {
             let account = event.key.as_ref().and_then(|key| key.as_str().parse().ok()).unwrap_or(0);
@@ -179,7 +183,7 @@ async fn ours<DB: Bench>(home: &ServerDatabase<DB>) -> f64 {
     };
     let begin = Instant::now();
     let consumer = Consumer::new("stock", broker).topics(["orders"]).store(SqlStore::new(home));
-    let consumer = consumer.concurrency(CONNECTIONS as usize);
+    let consumer = consumer.concurrency(concurrency as usize);
     let serve = consumer.serve(Router::new().on("order.placed", handler));
     serve.with_graceful_shutdown(async move { end.notified().await }).into_future().await.expect("it serves");
     rate(HANDLED, begin.elapsed())
@@ -262,12 +266,19 @@ async fn run<DB: Bench>(wanted: &[String]) -> bool {
     let (home, pool, mut reached) = (DB::home().await, DB::pool().await, true);
     let outbox = DB::outbox(&home);
     let (mut tx, mut single, mut hundred) = <([Vec<f64>; 2], [Vec<f64>; 2], [Vec<f64>; 2])>::default();
+    let mut batches = [("batch_of_16", Vec::new()), ("batch_of_64", Vec::new())];
     for _ in 0..ROUNDS {
         if wants("transactions") {
             DB::prepare(&pool).await;
             tx[1].push(hand(&pool).await);
             DB::prepare(&pool).await;
-            tx[0].push(ours(&home).await);
+            tx[0].push(ours::<DB, Tx<DB>>(&home, CONNECTIONS).await);
+        }
+        if wants("batch") {
+            for (concurrency, (_, figures)) in [CONNECTIONS, 64].into_iter().zip(&mut batches) {
+                DB::prepare(&pool).await;
+                figures.push(ours::<DB, TxBatch<DB>>(&home, concurrency).await);
+            }
         }
         if wants("single") {
             single[1].push(orders(&pool, SINGLES, 1, None).await);
@@ -276,6 +287,11 @@ async fn run<DB: Bench>(wanted: &[String]) -> bool {
         if wants("hundred") {
             hundred[1].push(orders(&pool, HUNDREDS, 100, None).await);
             hundred[0].push(orders(&pool, HUNDREDS, 100, Some(outbox.clone())).await);
+        }
+    }
+    for (name, figures) in batches {
+        if !figures.is_empty() {
+            println!("{}_{name}_per_s: {:.0} (bar none)", <DB as Bench>::NAME, median(figures));
         }
     }
     for (figure, [ours, hand], bar) in

@@ -63,8 +63,8 @@ fn told(points: Points) -> impl Fn(&'static str) + Send + Sync + 'static {
     move |step| match step {
         "begun" => points.reach("tx.begin", "after"),
         "fence locked" => points.reach("tx.fence", "after"),
-        // Of transactions of the library's own, whose ends the ports show.
-        "written" => {}
+        // Of transactions of the library's own, whose ends the ports show; and before a shared one, as is `tx.begin`.
+        "written" | "waits" => {}
         step => panic!("an unknown step {step:?}"),
     }
 }

@@ -1,5 +1,6 @@
 //! What PostgreSQL does differently.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -7,12 +8,11 @@ use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgTransactionManager, Postgres};
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
-use sqlx_core::transaction::TransactionManager;
 
 use super::errors::Meaning;
 use super::outbox::Written;
-use super::tx::{End, Ended, Limits, Steps};
-use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::tx::{Begin, End, Ended, Steps};
+use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
@@ -95,10 +95,6 @@ impl Calls for Postgres {
         })
     }
 
-    fn run(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
-    }
-
     const LACKS_STORE: &'static str = "`Tx<Postgres>` needs a store in a PostgreSQL database: give the consumer one with `.store(PgStore::connect(url).await?)`, or beside another store with `.transactions(..)`";
 
     const INBOX: &'static str = "insert into aq_inbox (consumer, source, id, topic, number, position, at)
@@ -115,42 +111,51 @@ impl Calls for Postgres {
     const INBOX_ABOUT: &'static str = "select reltuples::bigint from pg_class where oid = 'aq_inbox'::regclass";
 
     /// A setting of the transaction tells whether it is still the one that was begun.
-    const FENCE: &'static str = "select epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
-        set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id = ? for share";
+    const FENCE: &'static str = "select id, epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
+        set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id in_ints(?) order by id for share";
 
-    fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
-        let isolation = isolation.sql();
-        let [idle, statement, lock] =
-            [limits.idle, limits.statement, limits.lock].map(|limit| limit.as_millis().max(1));
+    fn begin_attempt(Begin { isolation, reads, limits, behind_pooler }: Begin) -> String {
+        let then = if reads { " read only" } else { "; set local aq.attempt = '1'" };
+        let begin = format!("begin isolation level {}{then}", isolation.sql());
+        let Some(limits) = limits else { return begin };
+        let [whole, lock] = [limits.whole, limits.lock].map(|limit| limit.as_millis().max(1));
+        let scope = if behind_pooler { "local" } else { "session" };
         format!(
-            "begin isolation level {isolation}; select set_config('aq.attempt', '1', true), \
-             set_config('idle_in_transaction_session_timeout', '{idle}', true), \
-             set_config('statement_timeout', '{statement}', true), set_config('lock_timeout', '{lock}', true)"
+            "{begin}; set {scope} idle_in_transaction_session_timeout = {whole}; \
+             set {scope} statement_timeout = {whole}; set {scope} lock_timeout = {lock}"
         )
     }
 
     fn end<'a>(
         connection: &'a mut PgConnection,
         fence: &'a Statement,
-        end: End,
+        end: End<'a>,
         steps: &'a Steps,
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let left = end.left.as_millis().max(1).to_string();
             let query = sqlx::query(AssertSqlSafe(Arc::clone(&fence.sql))).persistent(fence.kept);
-            let query = query.bind(left).bind(end.shard);
-            let Some(row) = query.fetch_optional(&mut *connection).await? else { return Ok(Ended::Replaced(None)) };
-            if row.try_get::<i32, _>(1)? == 0 {
-                return Ok(Ended::Before);
+            let query = query.bind(left).bind(end.fences.iter().map(|(shard, _)| *shard).collect::<Vec<_>>());
+            let mut held = BTreeMap::new();
+            for row in query.fetch_all(&mut *connection).await? {
+                if row.try_get::<i32, _>(2)? == 0 {
+                    return Ok(Ended::Before);
+                }
+                held.insert(row.try_get::<i64, _>(0)?, row.try_get::<Option<i64>, _>(1)?);
             }
-            let held: Option<i64> = row.try_get(0)?;
-            if held.map(i64::cast_unsigned) != Some(end.epoch.0) {
-                return Ok(Ended::Replaced(held));
+            for (shard, epoch) in end.fences {
+                let held = held.get(shard).copied().flatten();
+                if held.map(i64::cast_unsigned) != Some(epoch.0) {
+                    return Ok(Ended::Replaced(held));
+                }
             }
             steps.reach("fence locked");
-            PgTransactionManager::commit(connection).await?;
-            Ok(Ended::Committed)
+            Self::send(connection, "commit".to_owned()).await.map(|()| Ended::Committed)
         })
+    }
+
+    fn send(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
     }
 
     fn lock_keys<'a>(
@@ -210,6 +215,8 @@ impl Calls for Postgres {
         })
     }
 
+    const READ_ONLY: Meaning = Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary");
+
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
         meaning(&error.code()?)
     }
@@ -235,7 +242,7 @@ fn meaning(code: &str) -> Option<Meaning> {
         ),
         "55P03" => Meaning::Passes("another transaction holds what this one needs"),
         "57014" => Meaning::Passes("the statement took longer than it may, and was cancelled"),
-        "25006" => Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary"),
+        "25006" => Postgres::READ_ONLY,
         "53100" => Meaning::Passes("the database's disk is full: free some space, and it goes on by itself"),
         "53300" => Meaning::Passes("the database has too many connections: allow more there, or use fewer here"),
         "28P01" | "28000" => Meaning::Passes("the database refuses the user or the password"),
