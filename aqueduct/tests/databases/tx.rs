@@ -109,6 +109,47 @@ async fn attempts_are_committed_as_a_whole<DB: TestDatabase>() {
     assert_eq!(shop.count("select count(*) from {p}outbox").await, 40);
 }
 
+/// Its name goes into the text of a statement.
+async fn an_event_may_be_called_anything<DB: TestDatabase>() {
+    let shop = Shop::<DB>::new().await;
+    let names = ["it's", r"a\'", r"\", "'; drop table effects; --", "ключ", "$1 ? %s", "a\nb"];
+    let events = |topic: &'static str| {
+        names.map(|name| Event::raw("order.placed", "1").id(name).source(name).topic(topic).key("key"))
+    };
+    let (end, done, prefix) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)), shop.prefix.clone());
+    let ended = Arc::clone(&end);
+    let handler = move |event: Event, mut tx: Tx<DB>| {
+        let (prefix, done, end) = (prefix.clone(), done.clone(), end.clone());
+        async move {
+            // The last of the second topic comes when all duplicates before it have been skipped.
+            let what = if event.id.as_str() == "last" { "last" } else { "effect" };
+            DB::run(&mut tx, format!("insert into {prefix}effects values ('event', '{what}')")).await?;
+            done.fetch_add(1, Ordering::SeqCst);
+            if what == "last" {
+                end.notify_one();
+            }
+            Ok::<_, Error>(())
+        }
+    };
+    for event in events("orders") {
+        shop.publisher.publish(event).await.unwrap();
+    }
+    // The same under one key of another topic, so that they are handled in turn.
+    let again =
+        events("copies").into_iter().chain([Event::raw("order.placed", "").id("last").topic("copies").key("key")]);
+    let app = Router::new().on("order.placed", handler);
+    let consumer = shop.consumer().topics(["orders", "copies"]);
+    let serve =
+        tokio::spawn(consumer.serve(app).with_graceful_shutdown(async move { ended.notified().await }).into_future());
+    tokio::time::timeout(Duration::from_mins(1), shop.broker.wait_settled("stock")).await.unwrap();
+    for event in again {
+        shop.publisher.publish(event).await.unwrap();
+    }
+    tokio::time::timeout(Duration::from_mins(1), serve).await.unwrap().unwrap().unwrap();
+    assert_eq!(shop.count("select count(*) from {p}effects").await, 8);
+    assert_eq!(shop.count("select count(*) from {p}inbox").await, 8);
+}
+
 /// PostgreSQL gives a transaction up with its first error: a handler that swallows it has failed, and runs again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_swallowed_error_is_no_success() {
@@ -270,6 +311,7 @@ async fn an_attempt_on_mysql_has_four_statements_beside_the_handlers() {
 }
 
 crate::fresh::on_servers!(
+    an_event_may_be_called_anything,
     a_session_has_the_limits_of_its_attempts,
     attempts_are_committed_as_a_whole,
     a_savepoint_may_be_rolled_back,

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::errors::{Meaning, broken, meaning};
 use super::pool::Numbered;
-use super::tx::{End, Ended, Entered, Entry, GONE_ON, LONGEST, Limits, ServerTx, remaining};
+use super::tx::{Ended, Entered, Entry, GONE_ON, Limits, ServerTx};
 use super::{Server, ServerDatabase};
 use crate::error::{Error, Result, StoreError};
 use crate::store::sql::dialect::{Database, Value};
@@ -32,7 +32,7 @@ pub(super) const GROUP_TIME: Duration = Duration::from_millis(20);
 
 /// Statements before, between and after handlers. To release a savepoint fails if the transaction that it was made in is
 /// over, and if a statement has failed since, where that is the end of a transaction.
-const SAVE: &str = "; savepoint aq_handler";
+const SAVE: &str = "savepoint aq_handler";
 const KEEP: &str = "release savepoint aq_handler; savepoint aq_handler";
 const UNDO: &str = "rollback to savepoint aq_handler";
 
@@ -123,7 +123,7 @@ async fn serve<DB: Server>(database: ServerDatabase<DB>) {
         let limits = Limits::until(first.deadline);
         let until = Instant::now() + limits.whole;
         let begun = database.begin_attempt(false, limits, SAVE).await;
-        match begun.and_then(|(connection, begun)| begun.map(|()| connection).map_err(|e| database.explain(&e))) {
+        match begun.and_then(|(connection, begun)| begun.map(|_| connection).map_err(|e| database.explain(&e))) {
             Ok(connection) => {
                 database.steps().reach("begun");
                 let (database, begun) = (database.clone(), Instant::now());
@@ -303,7 +303,8 @@ impl<DB: Server> Group<DB> {
 
     async fn send(&self, connection: &mut Numbered<DB>, sql: &'static str) -> Result<(), sqlx::Error> {
         let sent = timeout_at(self.until, DB::send(&mut connection.connection, sql.to_owned())).await;
-        sent.unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, NO_ANSWER).into()))
+        let late = |_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, NO_ANSWER).into());
+        sent.unwrap_or_else(late).map(drop)
     }
 
     fn lost(&self, why: &str) -> StoreError {
@@ -316,9 +317,9 @@ impl<DB: Server> Group<DB> {
         let new = || self.members.iter().filter(|member| member.entered == Entered::New).map(|member| &member.entry);
         let fences: BTreeSet<(i64, Epoch)> = new().map(Entry::fence).collect();
         let fences: Vec<(i64, Epoch)> = fences.into_iter().collect();
-        let left = new().map(|entry| remaining(&entry.origin.lease, &database)).min().unwrap_or(LONGEST);
-        let (fence, end) = (database.one(DB::FENCE), End { fences: &fences, left });
-        let ended = DB::end(&mut connection.connection, &fence, end, database.steps());
+        let fence = database.one(DB::FENCE);
+        database.steps().reach("ends");
+        let ended = DB::end(&mut connection.connection, &fence, &fences);
         let ended = timeout_at(self.until, ended).await.map_err(|_| self.lost(NO_ANSWER));
         match ended.and_then(|ended| ended.map_err(|error| database.explain(&error))) {
             Ok(Ended::Committed) => {
@@ -328,7 +329,7 @@ impl<DB: Server> Group<DB> {
                 database.pools().give_back(connection);
                 self.members.into_iter().for_each(|member| member.answer(Ok(())));
             }
-            Ok(Ended::Replaced(_)) => {
+            Ok(Ended::Replaced) => {
                 // Before anything else: fences are locked.
                 drop(connection);
                 self.refused(&fences).await;

@@ -35,14 +35,14 @@ use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::outbox::Hint;
 use crate::store::{Applied, Claim, Op, Standing};
-use crate::topic::{Partition, Position, Text};
+use crate::topic::{Epoch, Partition, Position, Text};
 use batch::Queue;
 use errors::{Meaning, explain, meaning};
 use floors::Floors;
 use inbox::{RETENTION, keep_house};
 use outbox::Written;
 use pool::{Begun, Pools};
-use tx::{Begin, End, Ended, Limits, Steps};
+use tx::{Begin, Ended, Limits, Steps};
 
 pub use inbox::{Forget, InboxStatus};
 #[cfg(feature = "mysql")]
@@ -106,7 +106,7 @@ pub(crate) trait Calls: sqlx::Database + Sized {
 
     /// Runs statements as they are, without arguments.
     fn run(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Self::send(connection, sql)
+        Box::pin(async move { Self::send(connection, sql).await.map(drop) })
     }
 
     /// What a service lacks whose store is none of this database.
@@ -121,28 +121,31 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     /// Answers about how many effects the inbox holds, without counting.
     const INBOX_ABOUT: &'static str;
 
-    /// Locks fences and compares them; for [`end`](Self::end) alone.
+    /// Locks a fence and compares it; for [`end`](Self::end) alone.
     const FENCE: &'static str;
+
+    /// How connections of handlers prepare these, if they do so by name.
+    fn prepare(_fence: &str, _inbox: &str) -> Option<String> {
+        None
+    }
 
     /// Begins the transaction of an attempt.
     fn begin_attempt(begin: Begin) -> String;
 
-    /// An insert with its arguments in its text, which can go with others in one message. None where one that was prepared
-    /// costs less than the message.
-    fn in_text(_: &Statement, _: impl FnOnce() -> Vec<Value>) -> Option<String> {
-        None
-    }
+    /// [`INBOX`](Self::INBOX) with its arguments in its text, which can go with others in one message; none if they cannot be
+    /// there.
+    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String>;
 
-    /// Sends statements of the library's own that take no arguments in one message, as they are.
-    fn send(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>>;
+    /// Sends statements of the library's own that take no arguments in one message, as they are. Answers how many rows they
+    /// have changed.
+    fn send(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<u64, sqlx::Error>>;
 
     /// Commits the transaction of attempts, if no owner of theirs has been replaced: no new owner can raise a fence between
-    /// the look at it and the commit.
+    /// the look at it and the commit. Both go in one message, so that no process is stopped in between with a fence locked.
     fn end<'a>(
         connection: &'a mut Self::Connection,
         fence: &'a Statement,
-        end: End<'a>,
-        steps: &'a Steps,
+        fences: &'a [(i64, Epoch)],
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
     /// Waits for these locks until they are this transaction's; its end lets them go.

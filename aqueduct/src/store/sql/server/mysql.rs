@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
 
 use super::errors::Meaning;
 use super::outbox::Written;
-use super::tx::{Begin, End, Ended, Steps};
+use super::tx::{Begin, Ended};
 use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
@@ -189,27 +189,26 @@ impl Calls for MySql {
     fn end<'a>(
         connection: &'a mut MySqlConnection,
         fence: &'a Statement,
-        end: End<'a>,
-        _: &'a Steps,
+        fences: &'a [(i64, Epoch)],
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
             let is_ours = |(shard, epoch): &(i64, Epoch)| {
                 let fence = fence.sql.replacen('?', &shard.to_string(), 1).replacen('?', &epoch.0.to_string(), 1);
                 format!(" and {fence}")
             };
-            let ours: String = end.fences.iter().map(is_ours).collect();
+            let ours: String = fences.iter().map(is_ours).collect();
             let sql = format!("select if(1 = 1{ours}, 1, (select 1 union all select 2)); commit");
             let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
             match done {
-                Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced(None)),
+                Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced),
                 Err(error) => Err(error),
                 Ok(_) => Ok(Ended::Committed),
             }
         })
     }
 
-    fn send(connection: &mut MySqlConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
+    fn send(connection: &mut MySqlConnection, sql: String) -> BoxFuture<'_, Result<u64, sqlx::Error>> {
+        Box::pin(async move { Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected()) })
     }
 
     /// A lock is a row that is written; the migration has made so many.

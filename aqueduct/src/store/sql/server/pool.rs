@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::errors::{Meaning, broken, explain, meaning};
 use super::floors::Floors;
 use super::tx::{Begin, Limits};
-use super::{OptionsOf, Server};
+use super::{OptionsOf, Server, named};
 use crate::error::StoreError;
 
 /// Connections of the store, the relay and the leases.
@@ -57,7 +57,7 @@ pub(super) struct Numbered<DB: Server> {
 }
 
 /// A connection, and whether what was to be done on it is done.
-pub(super) type Begun<DB> = (Numbered<DB>, Result<(), sqlx::Error>);
+pub(super) type Begun<DB> = (Numbered<DB>, Result<u64, sqlx::Error>);
 
 /// A connection without a place, its number, and the limits of its session.
 type Warm<DB> = (PoolConnection<DB>, u64, Option<Limits>);
@@ -102,12 +102,17 @@ impl<DB: Server> Pools<DB> {
         let address = DB::address(&options);
         // Behind a pooler a connection says nothing of the server that a transaction will be on.
         let looked_at = (!behind_pooler).then(|| Arc::new((Arc::clone(floors), prefix.to_owned(), address.clone())));
-        let pool = |count| {
+        let [fence, inbox] = [DB::FENCE, DB::INBOX].map(|text| named(prefix, &DB::translate(text)));
+        let prepare = DB::prepare(&fence, &inbox).filter(|_| !behind_pooler);
+        let pool = |count, prepare: Option<String>| {
             let looked_at = looked_at.clone();
             let pool = PoolOptions::new().max_connections(count).min_connections(0).acquire_timeout(PATIENCE);
             let pool = pool.after_connect(move |connection, _| {
-                let looked_at = looked_at.clone();
+                let (looked_at, prepare) = (looked_at.clone(), prepare.clone());
                 Box::pin(async move {
+                    if let Some(prepare) = prepare {
+                        DB::send(connection, prepare).await?;
+                    }
                     let Some((floors, prefix, address)) = looked_at.as_deref() else { return Ok(()) };
                     floors.look::<DB>(connection, prefix, address).await
                 })
@@ -115,8 +120,8 @@ impl<DB: Server> Pools<DB> {
             pool.test_before_acquire(false).connect_lazy_with(options.clone())
         };
         Self {
-            own: pool(OWN_CONNECTIONS),
-            handlers: pool(handlers),
+            own: pool(OWN_CONNECTIONS, None),
+            handlers: pool(handlers, prepare),
             address,
             behind_pooler,
             warm: Mutex::default(),
@@ -150,10 +155,10 @@ impl<DB: Server> Pools<DB> {
             };
             let has = had.filter(|had| had.suit(limits));
             let gets = if has.is_none() { Some(limits.for_longer()) } else { None };
-            let sql = DB::begin_attempt(Begin { limits: gets, ..begin }) + and;
+            let sql = DB::begin_attempt(Begin { limits: gets, ..begin });
             let mut open = Open::new(connection);
             // What goes with it may wait for a lock, and is told when that took too long.
-            let done = match timeout_at(asked + limits.lock * 5 / 4, begin_on::<DB>(open.get()?, &sql)).await {
+            let done = match timeout_at(asked + limits.lock * 5 / 4, begin_on::<DB>(open.get()?, &sql, and)).await {
                 // The server has closed it since; then it has closed others too.
                 Ok(Err(error)) if broken::<DB>(&error) && !new => continue,
                 Ok(done) => done,
@@ -199,8 +204,8 @@ impl<DB: Server> Pools<DB> {
         loop {
             let (connection, new) = self.own().await?;
             let mut open = Open::new(connection);
-            match begin_on::<DB>(open.get()?, DB::BEGIN).await {
-                Ok(()) => return Ok(open),
+            match begin_on::<DB>(open.get()?, DB::BEGIN, "").await {
+                Ok(_) => return Ok(open),
                 Err(error) if broken::<DB>(&error) && !new => {}
                 Err(error) => return Err(explain::<DB>(&self.address, &error)),
             }
@@ -252,10 +257,10 @@ impl<DB: Server> Pools<DB> {
 
 /// sqlx counts what is open, so that `begin` inside a transaction makes a savepoint. On a handler's connection it counts one from
 /// the first on, between transactions too: to be told of each end it sends a message of its own.
-async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> Result<(), sqlx::Error> {
-    if DB::Manager::get_transaction_depth(connection) == 0 {
-        DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await
-    } else {
-        DB::send(connection, begin.to_owned()).await
+async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str, and: &str) -> Result<u64, sqlx::Error> {
+    if DB::Manager::get_transaction_depth(connection) > 0 {
+        return DB::send(connection, format!("{begin}; {and}")).await;
     }
+    DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await?;
+    if and.is_empty() { Ok(0) } else { DB::send(connection, and.to_owned()).await }
 }

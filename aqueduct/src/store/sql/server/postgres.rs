@@ -1,6 +1,5 @@
 //! What PostgreSQL does differently.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -11,12 +10,12 @@ use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
 
 use super::errors::Meaning;
 use super::outbox::Written;
-use super::tx::{Begin, End, Ended, Steps};
+use super::tx::{Begin, Ended};
 use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
-use crate::topic::Text;
+use crate::topic::{Epoch, Text};
 
 /// A PostgreSQL database, 13 or later.
 pub type PgDatabase = ServerDatabase<Postgres>;
@@ -33,6 +32,21 @@ pub type PgOptions = ServerOptions<Postgres>;
 /// # Ok(()) }
 /// ```
 pub type PgStore = SqlStore<PgDatabase>;
+
+/// What the fence says.
+const ENDED: &str = "\"the transaction was ended\"";
+const REPLACED: &str = "\"the owner was replaced\"";
+
+/// A value as it is written in a statement; none if it cannot be.
+fn literal(value: Value) -> Option<String> {
+    match value {
+        Value::Int(int) => Some(int.to_string()),
+        Value::Text(text) if !text.as_str().contains('\0') => {
+            Some(format!("E'{}'", text.as_str().replace('\\', r"\\").replace('\'', "''")))
+        }
+        _ => None,
+    }
+}
 
 impl Server for Postgres {}
 
@@ -110,9 +124,27 @@ impl Calls for Postgres {
     /// From the statistics, which every `analyze` renews.
     const INBOX_ABOUT: &'static str = "select reltuples::bigint from pg_class where oid = 'aq_inbox'::regclass";
 
-    /// A setting of the transaction tells whether it is still the one that was begun.
-    const FENCE: &'static str = "select id, epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
-        set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id in_ints(?) order by id for share";
+    /// It fails by a text that is no number, which says why.
+    const FENCE: &'static str = "select cast(case
+        when current_setting('aq.attempt', true) is distinct from '1' then 'the transaction was ended'
+        when (select count(*) from (select 1 from aq_shards where id = ? and epoch = ? /*lock*/) ours) = 1 then '1'
+        else 'the owner was replaced' end as int)";
+
+    /// To plan them costs more than to run them.
+    fn prepare(fence: &str, inbox: &str) -> Option<String> {
+        Some(format!(
+            "prepare aq_fence (bigint, bigint) as {fence}; \
+             prepare aq_inbox (text, text, text, text, bigint, bigint, bigint) as {inbox}"
+        ))
+    }
+
+    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String> {
+        if !insert.kept {
+            return None;
+        }
+        let args = args().into_iter().map(literal).collect::<Option<Vec<_>>>()?;
+        Some(format!("execute aq_inbox ({})", args.join(", ")))
+    }
 
     fn begin_attempt(Begin { isolation, reads, limits, behind_pooler }: Begin) -> String {
         let then = if reads { " read only" } else { "; set local aq.attempt = '1'" };
@@ -129,33 +161,30 @@ impl Calls for Postgres {
     fn end<'a>(
         connection: &'a mut PgConnection,
         fence: &'a Statement,
-        end: End<'a>,
-        steps: &'a Steps,
+        fences: &'a [(i64, Epoch)],
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
-            let left = end.left.as_millis().max(1).to_string();
-            let query = sqlx::query(AssertSqlSafe(Arc::clone(&fence.sql))).persistent(fence.kept);
-            let query = query.bind(left).bind(end.fences.iter().map(|(shard, _)| *shard).collect::<Vec<_>>());
-            let mut held = BTreeMap::new();
-            for row in query.fetch_all(&mut *connection).await? {
-                if row.try_get::<i32, _>(2)? == 0 {
-                    return Ok(Ended::Before);
-                }
-                held.insert(row.try_get::<i64, _>(0)?, row.try_get::<Option<i64>, _>(1)?);
-            }
-            for (shard, epoch) in end.fences {
-                let held = held.get(shard).copied().flatten();
-                if held.map(i64::cast_unsigned) != Some(epoch.0) {
-                    return Ok(Ended::Replaced(held));
+            let mut sql = String::new();
+            for (shard, epoch) in fences {
+                let (shard, epoch) = (shard.to_string(), epoch.0.to_string());
+                // Named statements are another connection's behind a pooler.
+                if fence.kept {
+                    sql.extend(["execute aq_fence (", &shard, ", ", &epoch, "); "]);
+                } else {
+                    sql.extend([&fence.sql.replacen("$1", &shard, 1).replacen("$2", &epoch, 1), "; "]);
                 }
             }
-            steps.reach("fence locked");
-            Self::send(connection, "commit".to_owned()).await.map(|()| Ended::Committed)
+            match Self::send(connection, sql + "commit").await {
+                Ok(_) => Ok(Ended::Committed),
+                Err(sqlx::Error::Database(error)) if error.message().contains(REPLACED) => Ok(Ended::Replaced),
+                Err(sqlx::Error::Database(error)) if error.message().contains(ENDED) => Ok(Ended::Before),
+                Err(error) => Err(error),
+            }
         })
     }
 
-    fn send(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
+    fn send(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<u64, sqlx::Error>> {
+        Box::pin(async move { Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected()) })
     }
 
     fn lock_keys<'a>(

@@ -21,7 +21,6 @@ use super::session::Within;
 use super::{Isolation, Server, ServerDatabase};
 use crate::broker::Receipt;
 use crate::call::{Call, Origin};
-use crate::clock::Lease;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
@@ -120,19 +119,19 @@ impl<DB: Server> Unit for ServerTx<DB> {
                 return Ok(());
             }
             let (fence, database) = (self.entry.fence(), self.database.clone());
-            let end = End { fences: &[fence], left: remaining(&self.entry.origin.lease, &database) };
+            database.steps().reach("ends");
             #[cfg(any(test, feature = "testing"))]
             if database.steps().planted.is_some() {
-                return DB::send(&mut *self, "commit".to_owned()).await.map_err(|e| why(&database, &e));
+                return DB::send(&mut *self, "commit".to_owned()).await.map(drop).map_err(|e| why(&database, &e));
             }
-            let fence = database.one(DB::FENCE);
-            let ended = DB::end(&mut *self, &fence, end, database.steps()).await.map_err(|e| why(&database, &e))?;
+            let statement = database.one(DB::FENCE);
+            let ended = DB::end(&mut *self, &statement, &[fence]).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
                     self.has_effect();
                     self.give_back();
                 }
-                Ended::Replaced(held) => return Err(self.entry.replaced(held)),
+                Ended::Replaced => return Err(self.entry.replaced(None)),
                 Ended::Before => return Err(Error::msg(ENDED).permanent()),
             }
             Ok(())
@@ -155,7 +154,7 @@ impl<DB: Server> Unit for ServerTx<DB> {
         tokio::spawn(async move {
             // A server that does not answer is waited for no longer than its connection is worth.
             let done = tokio::time::timeout(ROLLED_BACK, DB::send(&mut *self, "rollback".to_owned())).await;
-            if let (Ok(Ok(())), Some(connection)) = (done, &mut self.connection) {
+            if let (Ok(Ok(_)), Some(connection)) = (done, &mut self.connection) {
                 // They may have been taken back too.
                 connection.limits = None;
                 self.give_back();
@@ -300,10 +299,10 @@ async fn begin<DB: Server>(
     limits: Limits,
 ) -> Result<(Numbered<DB>, Option<bool>)> {
     let insert = if reads { None } else { DB::in_text(&database.one(DB::INBOX), || entry.row(database)) };
-    let and = insert.as_ref().map(|insert| format!("; {insert}")).unwrap_or_default();
-    let (connection, begun) = database.begin_attempt(reads, limits, &and).await.map_err(unentered)?;
+    let and = insert.as_deref().unwrap_or_default();
+    let (connection, begun) = database.begin_attempt(reads, limits, and).await.map_err(unentered)?;
     match begun {
-        Ok(()) => Ok((connection, insert.map(|_| true))),
+        Ok(rows) => Ok((connection, insert.map(|_| rows > 0))),
         Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => Ok((connection, Some(false))),
         Err(error) => Err(unentered(database.explain(&error))),
     }
@@ -346,22 +345,12 @@ impl Steps {
     }
 }
 
-/// What the end of a transaction depends on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct End<'a> {
-    /// The fences of the partitions and their epochs.
-    pub(crate) fences: &'a [(i64, Epoch)],
-    /// How long the leases hold still.
-    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "on MySQL the fence goes with the commit"))]
-    pub(crate) left: Duration,
-}
-
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ended {
     Committed,
     /// A fence has another epoch, or is not there.
-    Replaced(Option<i64>),
+    Replaced,
     /// By the handler itself, some time ago.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL does not tell"))]
     Before,
@@ -382,15 +371,6 @@ const ENDED: &str =
 const WRITES: &str = "a handler writes in the transaction of a `ReadTx`: take `Tx` in its place";
 
 pub(super) const GONE_ON: &str = "a statement of the handler failed, and the handler said that it is done all the same: the database has given the transaction up. Return the error, or run what may fail inside `tx.begin()`";
-
-/// How long the lease holds still; at least a moment, since 0 is no limit.
-pub(super) fn remaining<DB: Server>(lease: &Lease, database: &ServerDatabase<DB>) -> Duration {
-    if lease.is_forever() {
-        return LONGEST;
-    }
-    let left = lease.deadline().0.saturating_sub(database.clock().boot().0);
-    Duration::from_nanos(left).max(Duration::from_millis(1))
-}
 
 impl<DB: Server> TxDatabase for DB {}
 
