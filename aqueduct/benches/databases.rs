@@ -27,8 +27,8 @@ const ROUNDS: usize = 5;
 const HANDLED: u64 = 20_000;
 
 /// Transactions with one business row in a round, and with a hundred.
-const SINGLES: u64 = 4_000;
-const HUNDREDS: u64 = 60;
+const SINGLES: u64 = 10_000;
+const HUNDREDS: u64 = 400;
 
 /// Connections of either side.
 const CONNECTIONS: u32 = 16;
@@ -105,8 +105,8 @@ macro_rules! bench {
                     "create table bench_hand (consumer varchar(100), source varchar(100), id varchar(100), topic varchar(100), number bigint, position bigint, at bigint, primary key (consumer, source, id))",
                     "drop table if exists bench_fence",
                     "create table bench_fence (id bigint primary key, epoch bigint not null)",
-                    "delete from bench_inbox",
-                    "delete from bench_outbox",
+                    "truncate table bench_inbox",
+                    "truncate table bench_outbox",
                 ] {
                     sqlx::query(sql).execute(pool).await.expect("a table");
                 }
