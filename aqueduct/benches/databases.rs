@@ -2,11 +2,12 @@
 //!
 //! `cargo xtask bench databases`; each line is `name: value (bar B)`, and a bar that is missed ends it with an error. Rounds
 //! alternate between both sides, and what is compared is the median of each side. Arguments choose databases (`postgres`,
-//! `mariadb`) and figures (`transactions`, `single`, `hundred`).
+//! `mariadb`) and figures (`transactions`, `batch`, `single`, `hundred`).
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
 
 use std::future::IntoFuture;
+use std::ops::DerefMut;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,22 +16,25 @@ use std::time::{Duration, Instant};
 use aqueduct::mysql::{MySql, MySqlDatabase};
 use aqueduct::postgres::{PgDatabase, Postgres};
 use aqueduct::sql::{Server, ServerDatabase, SqlStore, TxDatabase};
-use aqueduct::{Consumer, Event, MemoryBroker, Outbox, Publisher, Router, Tx};
-use sqlx::{AssertSqlSafe, Pool};
+use aqueduct::{Consumer, Event, FromCall, MemoryBroker, Outbox, Publisher, Router, Tx, TxBatch};
+use sqlx::{AssertSqlSafe, Pool, Row};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 const ROUNDS: usize = 5;
 
 /// Events that are handled in a round.
-const HANDLED: u64 = 4_000;
+const HANDLED: u64 = 20_000;
 
 /// Transactions with one business row in a round, and with a hundred.
-const SINGLES: u64 = 4_000;
-const HUNDREDS: u64 = 60;
+const SINGLES: u64 = 10_000;
+const HUNDREDS: u64 = 400;
 
 /// Connections of either side.
 const CONNECTIONS: u32 = 16;
+
+/// Fences that are looked at.
+const PARTITIONS: u64 = 16;
 
 /// Accounts that are written to.
 const ACCOUNTS: u64 = 1_000;
@@ -38,7 +42,9 @@ const ACCOUNTS: u64 = 1_000;
 /// A database as both sides use it.
 trait Bench: Server + TxDatabase {
     const NAME: &'static str;
-    /// Placeholders of three arguments.
+    /// Read committed, for each session.
+    const ISOLATION: &'static str;
+    const FENCE: &'static str;
     const INBOX: &'static str;
     const UPDATE: &'static str;
     const ORDER: &'static str;
@@ -54,16 +60,18 @@ trait Bench: Server + TxDatabase {
         connection: &mut Self::Connection,
         events: Vec<Event>,
     ) -> impl Future<Output = ()> + Send;
-    /// Begin, inbox record, update, commit, as one would write it.
-    fn by_hand(pool: &Pool<Self>, id: u64) -> impl Future<Output = sqlx::Result<()>> + Send;
+    /// Begin, inbox record, update, look at the fence, commit, as one would write it.
+    fn by_hand(pool: &Pool<Self>, id: u64, fenced: bool) -> impl Future<Output = sqlx::Result<()>> + Send;
     fn begin(pool: &Pool<Self>) -> impl Future<Output = sqlx::Transaction<'static, Self>> + Send;
     fn commit(tx: sqlx::Transaction<'static, Self>) -> impl Future<Output = ()> + Send;
 }
 
 macro_rules! bench {
-    ($database:ty, $home:ty, $name:literal, $variable:literal, $inbox:literal, $update:literal, $order:literal) => {
+    ($database:ty, $home:ty, $name:literal, $variable:literal, [$isolation:literal, $fence:literal], $inbox:literal, $update:literal, $order:literal) => {
         impl Bench for $database {
             const NAME: &'static str = $name;
+            const ISOLATION: &'static str = $isolation;
+            const FENCE: &'static str = $fence;
             const INBOX: &'static str = $inbox;
             const UPDATE: &'static str = $update;
             const ORDER: &'static str = $order;
@@ -77,6 +85,9 @@ macro_rules! bench {
             async fn pool() -> Pool<Self> {
                 let url = std::env::var($variable).expect("run `cargo xtask bench databases`");
                 let options = sqlx::pool::PoolOptions::new().max_connections(CONNECTIONS);
+                let options = options.after_connect(|connection, _| {
+                    Box::pin(async move { sqlx::raw_sql(Self::ISOLATION).execute(connection).await.map(drop) })
+                });
                 options.test_before_acquire(false).connect(&url).await.expect("a database")
             }
 
@@ -91,15 +102,19 @@ macro_rules! bench {
                     "drop table if exists bench_hand",
                     "create table bench_accounts (id bigint primary key, amount bigint not null)",
                     "create table bench_orders (id bigint primary key, customer bigint not null, total bigint not null)",
-                    "create table bench_hand (consumer varchar(100), source varchar(100), id varchar(100), primary key (consumer, source, id))",
-                    "delete from bench_inbox",
-                    "delete from bench_outbox",
+                    "create table bench_hand (consumer varchar(100), source varchar(100), id varchar(100), topic varchar(100), number bigint, position bigint, at bigint, primary key (consumer, source, id))",
+                    "drop table if exists bench_fence",
+                    "create table bench_fence (id bigint primary key, epoch bigint not null)",
+                    "truncate table bench_inbox",
+                    "truncate table bench_outbox",
                 ] {
                     sqlx::query(sql).execute(pool).await.expect("a table");
                 }
-                let rows: Vec<String> = (0..ACCOUNTS).map(|id| format!("({id}, 0)")).collect();
-                let sql = format!("insert into bench_accounts values {}", rows.join(", "));
-                sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.expect("rows");
+                for (table, count) in [("accounts", ACCOUNTS), ("fence", PARTITIONS)] {
+                    let rows: Vec<String> = (0..count).map(|id| format!("({id}, 0)")).collect();
+                    let sql = format!("insert into bench_{table} values {}", rows.join(", "));
+                    sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.expect("rows");
+                }
             }
 
             async fn update(connection: &mut Self::Connection, account: i64) -> sqlx::Result<()> {
@@ -114,11 +129,17 @@ macro_rules! bench {
                 outbox.publish_all(connection, events).await.expect("rows");
             }
 
-            async fn by_hand(pool: &Pool<Self>, id: u64) -> sqlx::Result<()> {
+            async fn by_hand(pool: &Pool<Self>, id: u64, fenced: bool) -> sqlx::Result<()> {
                 let mut tx = pool.begin().await?;
+                let (partition, at) = ((id % PARTITIONS).cast_signed(), 1_700_000_000_000_i64);
                 let query = sqlx::query(Self::INBOX).bind("stock").bind("bench").bind(id.to_string());
+                let query = query.bind("orders").bind(partition).bind(id.cast_signed()).bind(at);
                 query.execute(&mut *tx).await?;
                 Self::update(&mut tx, (id % ACCOUNTS).cast_signed()).await?;
+                if fenced {
+                    let epoch: i64 = sqlx::query(Self::FENCE).bind(partition).fetch_one(&mut *tx).await?.get(0);
+                    assert_eq!(epoch, 0, "nobody raises it");
+                }
                 tx.commit().await
             }
 
@@ -138,7 +159,11 @@ bench!(
     PgDatabase,
     "postgres",
     "AQUEDUCT_TEST_POSTGRES",
-    "insert into bench_hand values ($1, $2, $3) on conflict do nothing",
+    [
+        "set session characteristics as transaction isolation level read committed",
+        "select epoch from bench_fence where id = $1 for share"
+    ],
+    "insert into bench_hand values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
     "update bench_accounts set amount = amount + 1 where id = $1",
     "insert into bench_orders values ($1, $2, $3)"
 );
@@ -147,7 +172,11 @@ bench!(
     MySqlDatabase,
     "mariadb",
     "AQUEDUCT_TEST_MARIADB",
-    "insert ignore into bench_hand values (?, ?, ?)",
+    [
+        "set session transaction isolation level read committed",
+        "select epoch from bench_fence where id = ? lock in share mode"
+    ],
+    "insert ignore into bench_hand values (?, ?, ?, ?, ?, ?, ?)",
     "update bench_accounts set amount = amount + 1 where id = ?",
     "insert into bench_orders values (?, ?, ?)"
 );
@@ -157,8 +186,11 @@ fn event(id: u64) -> Event {
     Event::raw("order.placed", data).id(id.to_string()).source("bench").topic("orders").key((id % ACCOUNTS).to_string())
 }
 
-/// Events a second of a consumer whose handlers take a transaction.
-async fn ours<DB: Bench>(home: &ServerDatabase<DB>) -> f64 {
+/// Events a second of a consumer whose handlers take a transaction, or share one.
+async fn ours<DB: Bench, T>(home: &ServerDatabase<DB>, concurrency: u32) -> f64
+where
+    T: FromCall<()> + DerefMut<Target = DB::Connection> + 'static,
+{
     let broker = MemoryBroker::new();
     let publisher = Publisher::new("bench", broker.clone());
     for receipt in publisher.publish_all((0..HANDLED).map(event).collect()).await {
@@ -166,7 +198,7 @@ async fn ours<DB: Bench>(home: &ServerDatabase<DB>) -> f64 {
     }
     let (left, end) = (Arc::new(AtomicU64::new(HANDLED)), Arc::new(Notify::new()));
     let (counted, told) = (Arc::clone(&left), Arc::clone(&end));
-    let handler = move |event: Event, mut tx: Tx<DB>| {
+    let handler = move |event: Event, mut tx: T| {
         let (counted, told) = (Arc::clone(&counted), Arc::clone(&told));
         async move {
             let account = event.key.as_ref().and_then(|key| key.as_str().parse().ok()).unwrap_or(0);
@@ -179,16 +211,17 @@ async fn ours<DB: Bench>(home: &ServerDatabase<DB>) -> f64 {
     };
     let begin = Instant::now();
     let consumer = Consumer::new("stock", broker).topics(["orders"]).store(SqlStore::new(home));
-    let consumer = consumer.concurrency(CONNECTIONS as usize);
+    let consumer = consumer.concurrency(concurrency as usize);
     let serve = consumer.serve(Router::new().on("order.placed", handler));
     serve.with_graceful_shutdown(async move { end.notified().await }).into_future().await.expect("it serves");
     rate(HANDLED, begin.elapsed())
 }
 
-/// The same transactions written by hand.
-async fn hand<DB: Bench>(pool: &Pool<DB>) -> f64 {
+/// The same transactions written by hand, or what is left of them without the fence.
+async fn hand<DB: Bench>(pool: &Pool<DB>, fenced: bool) -> f64 {
     let begin = Instant::now();
-    share(HANDLED, pool, async |pool, id| DB::by_hand(&pool, id).await.expect("a transaction")).await;
+    share(HANDLED, pool, move |pool, id| async move { DB::by_hand(&pool, id, fenced).await.expect("a transaction") })
+        .await;
     rate(HANDLED, begin.elapsed())
 }
 
@@ -262,12 +295,22 @@ async fn run<DB: Bench>(wanted: &[String]) -> bool {
     let (home, pool, mut reached) = (DB::home().await, DB::pool().await, true);
     let outbox = DB::outbox(&home);
     let (mut tx, mut single, mut hundred) = <([Vec<f64>; 2], [Vec<f64>; 2], [Vec<f64>; 2])>::default();
+    let mut bare = Vec::new();
+    let mut batches = [("batch_of_16", Vec::new()), ("batch_of_64", Vec::new())];
     for _ in 0..ROUNDS {
         if wants("transactions") {
             DB::prepare(&pool).await;
-            tx[1].push(hand(&pool).await);
+            tx[1].push(hand(&pool, true).await);
             DB::prepare(&pool).await;
-            tx[0].push(ours(&home).await);
+            bare.push(hand(&pool, false).await);
+            DB::prepare(&pool).await;
+            tx[0].push(ours::<DB, Tx<DB>>(&home, CONNECTIONS).await);
+        }
+        if wants("batch") {
+            for (concurrency, (_, figures)) in [CONNECTIONS, 64].into_iter().zip(&mut batches) {
+                DB::prepare(&pool).await;
+                figures.push(ours::<DB, TxBatch<DB>>(&home, concurrency).await);
+            }
         }
         if wants("single") {
             single[1].push(orders(&pool, SINGLES, 1, None).await);
@@ -277,6 +320,16 @@ async fn run<DB: Bench>(wanted: &[String]) -> bool {
             hundred[1].push(orders(&pool, HUNDREDS, 100, None).await);
             hundred[0].push(orders(&pool, HUNDREDS, 100, Some(outbox.clone())).await);
         }
+    }
+    for (name, figures) in batches {
+        if !figures.is_empty() {
+            println!("{}_{name}_per_s: {:.0} (bar none)", <DB as Bench>::NAME, median(figures));
+        }
+    }
+    if !bare.is_empty() {
+        let (ours, bare) = (median(tx[0].clone()), median(bare));
+        println!("{}_transactions_without_fence_by_hand_per_s: {bare:.0} (bar none)", <DB as Bench>::NAME);
+        println!("{}_transactions_to_those_without_fence_ratio: {:.2} (bar none)", <DB as Bench>::NAME, ours / bare);
     }
     for (figure, [ours, hand], bar) in
         [("transactions", tx, 0.9), ("outbox_single", single, 0.7), ("outbox_hundred", hundred, 0.8)]

@@ -175,8 +175,10 @@ pub use router::{Router, Unknown};
 pub use store::MemoryStore;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub use store::outbox::{OutboxStatus, OutboxTable, ParkedLine};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub use store::sql::ReadTx;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
-pub use store::sql::{Outbox, Tx};
+pub use store::sql::{Outbox, Tx, TxBatch};
 pub use topic::{Epoch, Key, LaneId, Partition, Place, Position, Text, Topic, TopicError};
 
 /// The README's hello world, as a test.

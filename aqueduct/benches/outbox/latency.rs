@@ -31,7 +31,7 @@ pub(crate) async fn latency<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB
     let consumer =
         Consumer::new("stock", broker.clone()).topics(["orders"]).serve(Router::new().on("order.placed", handler));
     let consumer = tokio::spawn(consumer.with_graceful_shutdown(async move { stop.notified().await }).into_future());
-    let relay = Running::start(home, &broker);
+    let relay = Running::start(home, broker.clone());
     // From now on it has its shards.
     DB::write(&outbox, pool, (0..200).map(|n| event(n).topic("others")).collect()).await;
     until_empty(pool).await;

@@ -9,7 +9,6 @@ use super::json::compact;
 use super::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
 use super::words::{Words, check_table};
 use crate::OutboxTable;
-use crate::call::Call;
 use crate::clock::Timestamp;
 use crate::error::{StoreError, without_values};
 use crate::event::Event;
@@ -19,7 +18,7 @@ use crate::policy::Policy;
 use crate::sql::{Server, ServerDatabase, ServerOptions, SqlStore};
 use crate::store::sql::Beside;
 use crate::store::sql::dialect::{Session, SqlRow, Value};
-use crate::topic::{Key, Text, Topic};
+use crate::topic::{Key, Partition, Text, Topic};
 
 /// How long a row may say `publishing` before the process that wrote it counts as gone: the gem tries for some seconds.
 const ABANDONED: Duration = Duration::from_mins(5);
@@ -256,8 +255,7 @@ struct Effects {
 }
 
 impl Effects {
-    fn new_row(&self, id: Text, call: &Call, now: Value) -> Vec<Value> {
-        let (event, subject) = (call.event(), Text::from(call.origin().partition.topic.clone()));
+    fn new_row(&self, id: Text, subject: Text, event: &Event, now: Value) -> Vec<Value> {
         let data = String::from_utf8_lossy(&event.data);
         // The gem puts texts into its JSON columns.
         let string = |text: &str| Value::Text(serde_json::Value::from(text).to_string().into());
@@ -280,17 +278,20 @@ impl Beside for Effects {
     fn enter<'a>(
         &'a self,
         session: &'a mut dyn Session,
-        call: &'a Call,
+        partition: &'a Partition,
+        event: &'a Event,
         now: Timestamp,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move {
-            let event = call.event();
             let id = event.headers.text("nats-msg-id").map_or_else(|| event.id.clone(), Text::from);
             let (found, now) = (session.fetch(self.find, vec![(&id).into()]).await?, Value::Int(now.unix_ms()));
             match found.first().map(|row| row.int(0)).transpose()? {
                 Some(0) => session.execute(self.update, vec![now.clone(), now, id.into()]).await.map(|_| false),
                 Some(_) => Ok(true),
-                None => session.execute(self.insert, self.new_row(id, call, now)).await.map(|_| false),
+                None => {
+                    let subject = Text::from(partition.topic.clone());
+                    session.execute(self.insert, self.new_row(id, subject, event, now)).await.map(|_| false)
+                }
             }
         })
     }

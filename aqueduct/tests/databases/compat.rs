@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use aqueduct::broker::{Abilities, Broker, Membership, Receipt, Subscription};
 use aqueduct::compat::{jetstream_bridge, tupic};
+use aqueduct::extract::FromCall;
 use aqueduct::sql::{ServerDatabase, SqlStore};
 use aqueduct::store::Store;
 use aqueduct::{
     BoxFuture, BrokerError, Consumer, Error, Event, MemoryBroker, Message, OutboxTable, Policy, Publisher, Relay,
-    Router, Topic, Tx,
+    Router, Topic, Tx, TxBatch,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::fresh::{TestDatabase, tables};
 use crate::relay_cases::Running;
@@ -376,7 +377,8 @@ const OLD_INBOX: &str =
     status varchar(255) not null default 'received', last_error text, received_at {time}, processed_at {time},
     created_at {time} not null, updated_at {time} not null)";
 
-async fn the_inbox_of_the_gem_is_kept<DB: TestDatabase>() {
+/// A site whose inbox has one event that is done and one that has failed.
+async fn site_with_inbox<DB: TestDatabase>() -> (Site<DB>, jetstream_bridge::Inbox) {
     let site = Site::<DB>::new("gem_inbox", INBOX).await;
     let row = |id: &str, status: &str, processed: &str| {
         format!(
@@ -388,10 +390,24 @@ async fn the_inbox_of_the_gem_is_kept<DB: TestDatabase>() {
     site.run(&row("e1", "processed", now::<DB>())).await;
     site.run(&row("e2", "failed", "null")).await;
     let inbox = jetstream_bridge::Inbox::new().table(&site.table);
-    handled::<DB>(&site, inbox).await;
+    (site, inbox)
+}
+
+async fn the_inbox_of_the_gem_is_kept<DB: TestDatabase>() {
+    let (site, inbox) = site_with_inbox::<DB>().await;
+    handled::<DB, Tx<DB>>(&site, inbox, false).await;
     let kept = "event_id = 'e3' and event_type = 'order.changed' and resource_type = 'order' and resource_id = '0'
         and processing_attempts = 1 and payload like '%\"n\":3}}' and received_at is not null";
     assert_eq!(site.count(kept).await, 1);
+}
+
+/// What is skipped takes nothing of the others' with it.
+async fn the_inbox_of_the_gem_is_kept_in_a_shared_transaction<DB: TestDatabase>() {
+    let (site, inbox) = site_with_inbox::<DB>().await;
+    handled::<DB, TxBatch<DB>>(&site, inbox, true).await;
+    let mut connection = site.connection.lock().await;
+    let inbox = format!("select count(*) from {}inbox", site.prefix);
+    assert_eq!(DB::number(&mut connection, inbox).await.unwrap(), 2, "one has taken effect elsewhere");
 }
 
 async fn the_inbox_of_an_old_gem_is_kept<DB: TestDatabase>() {
@@ -402,7 +418,7 @@ async fn the_inbox_of_an_old_gem_is_kept<DB: TestDatabase>() {
         now = now::<DB>()
     );
     site.run(&insert).await;
-    handled::<DB>(&site, jetstream_bridge::Inbox::before_7().table(&site.table)).await;
+    handled::<DB, Tx<DB>>(&site, jetstream_bridge::Inbox::before_7().table(&site.table), false).await;
     if DB::NAME == "PostgreSQL" {
         // A JSON string, as the gem has it.
         let kept = "event_id = 'e3' and (payload #>> '{}')::jsonb ->> 'event_id' = 'e3'";
@@ -411,19 +427,32 @@ async fn the_inbox_of_an_old_gem_is_kept<DB: TestDatabase>() {
 }
 
 /// Handles three events, of which the first has taken effect by the table, and says that of all of them then.
-async fn handled<DB: TestDatabase>(site: &Site<DB>, inbox: jetstream_bridge::Inbox) {
-    let options = inbox.keep(DB::options().prefix(crate::fresh::prefix())).unwrap();
+async fn handled<DB, T>(site: &Site<DB>, inbox: jetstream_bridge::Inbox, shared: bool)
+where
+    DB: TestDatabase,
+    T: FromCall<()> + 'static,
+{
+    let (asked, all) = watch::channel(0);
+    let options = inbox.keep(DB::options().prefix(&site.prefix)).unwrap();
+    let options = options.steps(move |step| asked.send_modify(|asked| *asked += usize::from(step == "waits")));
     let (database, broker) = (options.connect().await.unwrap(), MemoryBroker::new());
     let publisher = Publisher::new("orders", broker.clone());
-    for n in 1..4 {
-        let event = Event::raw("order.changed", envelope(n, 3)).topic(SUBJECT).key("k");
+    for n in [2, 1, 3] {
+        let event = Event::raw("order.changed", envelope(n, 3)).topic(SUBJECT).key(n.to_string());
         // The header counts, as with the gem.
         publisher.publish(event.header("nats-msg-id", format!("e{n}"))).await.unwrap();
     }
     let (told, mut heard) = mpsc::unbounded_channel();
-    let handler = move |event: Event, _: Tx<DB>| {
+    let handler = move |event: Event, _: T| {
         told.send(event.headers.text("nats-msg-id").unwrap_or_default().to_owned()).unwrap();
-        async { Ok::<_, Error>(()) }
+        let mut all = all.clone();
+        async move {
+            // All of them share the first one's transaction.
+            if shared {
+                all.wait_for(|asked| *asked >= 3).await?;
+            }
+            Ok::<_, Error>(())
+        }
     };
     let consumer = Consumer::new("stock", broker.clone()).topics([SUBJECT]).store(SqlStore::new(&database));
     let serve = consumer.serve(Router::new().on("order.changed", handler));
@@ -488,6 +517,7 @@ async fn dead_letters_are_failed_tasks<DB: TestDatabase>() {
 
 crate::fresh::on_servers!(
     the_inbox_of_the_gem_is_kept,
+    the_inbox_of_the_gem_is_kept_in_a_shared_transaction,
     the_inbox_of_an_old_gem_is_kept,
     dead_letters_are_failed_tasks,
     rows_of_the_gem_are_published_in_order_and_once,

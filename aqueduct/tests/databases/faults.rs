@@ -14,7 +14,7 @@ use crate::proxy::Proxy;
 use crate::service::Service;
 
 /// A service on a server of its own, with a database on it.
-async fn on_own<DB: TestDatabase>(logs: &Logs, settings: Options) -> (DB::Own, Database, Service<DB>) {
+pub(crate) async fn on_own<DB: TestDatabase>(logs: &Logs, settings: Options) -> (DB::Own, Database, Service<DB>) {
     let server = DB::Own::start(settings);
     let database = server.database();
     let options = DB::options_for(&database.url()).handler_connections(4);
@@ -23,7 +23,7 @@ async fn on_own<DB: TestDatabase>(logs: &Logs, settings: Options) -> (DB::Own, D
 }
 
 /// A service on the server that all tests share, with a database of its own.
-async fn on_shared<DB: TestDatabase>(
+pub(crate) async fn on_shared<DB: TestDatabase>(
     logs: &Logs,
     options: impl FnOnce(ServerOptions<DB>) -> ServerOptions<DB>,
 ) -> (Database, Service<DB>) {
@@ -162,7 +162,7 @@ async fn connections_taken_by_others<DB: TestDatabase>(logs: Logs) {
 }
 
 /// Which event it is.
-fn number(event: &aqueduct::Event) -> usize {
+pub(crate) fn number(event: &aqueduct::Event) -> usize {
     event.id.as_str().strip_prefix("event ").unwrap().parse().unwrap()
 }
 

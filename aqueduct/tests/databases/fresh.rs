@@ -105,7 +105,7 @@ macro_rules! test_database {
             }
 
             async fn run(connection: &mut Self::Connection, sql: String) -> sqlx::Result<()> {
-                sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(connection).await.map(drop)
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
             }
 
             async fn number(connection: &mut Self::Connection, sql: String) -> sqlx::Result<i64> {

@@ -104,7 +104,8 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 async fn waiting<DB: TestDatabase>(shop: &Shop<DB>) -> i64 {
     let sql = match DB::NAME {
         "PostgreSQL" => {
-            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like 'insert into {p}inbox%'"
+            "select count(*) from pg_stat_activity a where wait_event_type = 'Lock' and exists (
+                select 1 from pg_locks l where l.pid = a.pid and l.relation = '{p}inbox'::regclass)"
         }
         _ => "select count(*) from information_schema.processlist where info like 'insert into {p}inbox%'",
     };

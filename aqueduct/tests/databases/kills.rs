@@ -59,11 +59,13 @@ struct Run<DB: Bank> {
     confirmed: usize,
     published: usize,
     figures: Figures,
+    /// Handlers share their transactions.
+    batched: bool,
     database: std::marker::PhantomData<DB>,
 }
 
 impl<DB: Bank> Run<DB> {
-    fn new() -> Self {
+    fn new(batched: bool) -> Self {
         let (folder, prefix, database) = (tempfile::tempdir().unwrap(), DB::prefix(), std::marker::PhantomData);
         let run = Self {
             folder,
@@ -73,6 +75,7 @@ impl<DB: Bank> Run<DB> {
             confirmed: 0,
             published: 0,
             figures: Figures::default(),
+            batched,
             database,
         };
         block_on(async {
@@ -93,7 +96,7 @@ impl<DB: Bank> Run<DB> {
         self.published += more;
         let mut task = json!({
             "database": DB::NAME, "prefix": self.prefix, "life": self.lives,
-            "from": self.confirmed.saturating_sub(30), "to": self.published,
+            "from": self.confirmed.saturating_sub(30), "to": self.published, "batched": self.batched,
         });
         if let Some((step, nth)) = die_at {
             (task["die_at"], task["nth"]) = (json!(step), json!(nth));
@@ -321,7 +324,7 @@ const TX_STEPS: [(&str, u32); 5] = [
 fn killed_at_every_step<DB: Bank>() {
     let calls = CALLS.iter().flat_map(|(call, nth)| ["before", "after"].map(|side| (format!("{call}/{side}"), *nth)));
     let inside = TX_STEPS.iter().chain(DB::STEPS).map(|(step, nth)| ((*step).to_owned(), *nth));
-    let mut run = Run::<DB>::new();
+    let mut run = Run::<DB>::new(false);
     for (step, nth) in inside.chain(calls) {
         run.die_at(&step, nth);
     }
@@ -336,9 +339,24 @@ fn rounds() -> Option<u64> {
 /// Transfers that each life orders more than the one before.
 const MORE: usize = 150;
 
+/// Processes whose handlers share their transactions: the steps inside and around one, and moments by chance.
+fn killed_in_batches<DB: Bank>() {
+    let mut run = Run::<DB>::new(true);
+    // A transaction is begun more seldom, and dead letters and their doubles are never inside one for long.
+    let steps =
+        TX_STEPS.iter().chain(DB::STEPS).map(|(step, nth)| (*step, if step.contains("/after") { 3 } else { *nth }));
+    for (step, nth) in steps {
+        run.die_at(step, nth);
+    }
+    killed_at_chance(run, "in batches");
+}
+
 fn killed_at_random<DB: Bank>() {
+    killed_at_chance(Run::<DB>::new(false), "random");
+}
+
+fn killed_at_chance<DB: Bank>(mut run: Run<DB>, name: &str) {
     let chance = if rounds().is_some() { Clock::system() } else { Clock::simulated(1) };
-    let mut run = Run::<DB>::new();
     for _ in 0..rounds().unwrap_or(5) {
         let mut worker = run.start(MORE, None);
         // Now and then while it starts.
@@ -349,7 +367,7 @@ fn killed_at_random<DB: Bank>() {
         run.ended();
         run.check_log(&worker);
     }
-    println!("{}, random: {}", DB::NAME, run.settle_and_check());
+    println!("{}, {name}: {}", DB::NAME, run.settle_and_check());
 }
 
 macro_rules! on_databases {
@@ -363,6 +381,11 @@ macro_rules! on_databases {
             #[test]
             fn a_process_killed_at_random_moves_each_sum_once() {
                 super::killed_at_random::<$DB>();
+            }
+
+            #[test]
+            fn a_process_killed_inside_a_batch_moves_each_sum_once() {
+                super::killed_in_batches::<$DB>();
             }
         }
     )*};

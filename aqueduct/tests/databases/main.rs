@@ -7,6 +7,7 @@
 
 #[cfg(unix)]
 mod bank;
+mod batch;
 mod compat;
 mod failover;
 mod faults;
@@ -31,6 +32,7 @@ mod pooler;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod process;
 mod proxy;
+mod reads;
 mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;

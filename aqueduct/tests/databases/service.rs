@@ -1,17 +1,19 @@
 //! A service that writes an effect of each event into a database, and what must be there in the end whatever happened meanwhile.
 
 use std::collections::BTreeMap;
+use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aqueduct::broker::{Abilities, Arrival, Broker, Membership, Receipt, Room, Settle, Subscription};
+use aqueduct::extract::FromCall;
 use aqueduct::sql::{ServerDatabase, ServerOptions, SqlStore};
 use aqueduct::sqlite::{SqliteBroker, SqliteFile};
 use aqueduct::store::{Query, Store};
 use aqueduct::{
     Attempt, BoxFuture, BrokerError, Consumer, Epoch, Event, Health, Message, Partition, Policy, Publisher, Result,
-    Router, Text, Topic, Tx,
+    Router, Text, Topic, Tx, TxBatch,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -24,7 +26,27 @@ pub(crate) const KEYS: usize = 50;
 
 /// What a handler does before it writes the effect.
 pub(crate) type Work<DB> =
-    Arc<dyn for<'a> Fn(&'a mut Tx<DB>, &'a Event, Attempt) -> BoxFuture<'a, Result<()>> + Send + Sync>;
+    Arc<dyn for<'a> Fn(&'a mut dyn Given<DB>, &'a Event, Attempt) -> BoxFuture<'a, Result<()>> + Send + Sync>;
+
+type Connection<DB> = <DB as sqlx::Database>::Connection;
+
+/// What a handler has of its transaction, its own or one that it shares.
+pub(crate) trait Given<DB: TestDatabase>: DerefMut<Target = Connection<DB>> + Send {
+    fn publish(&mut self, event: Event) -> BoxFuture<'_, Result<()>>;
+}
+
+macro_rules! given {
+    ($transaction:ident) => {
+        impl<DB: TestDatabase> Given<DB> for $transaction<DB> {
+            fn publish(&mut self, event: Event) -> BoxFuture<'_, Result<()>> {
+                Box::pin(async move { self.publish(event).await.map(drop) })
+            }
+        }
+    };
+}
+
+given!(Tx);
+given!(TxBatch);
 
 /// Its parts. The log is an embedded one, so that it survives whatever happens to the database.
 pub(crate) struct Service<DB: TestDatabase> {
@@ -36,6 +58,8 @@ pub(crate) struct Service<DB: TestDatabase> {
     published: AtomicUsize,
     concurrency: usize,
     timeout: Duration,
+    /// Handlers share their transactions.
+    batched: bool,
     work: Work<DB>,
     attempts: Arc<AtomicU32>,
     _folder: tempfile::TempDir,
@@ -74,6 +98,7 @@ impl<DB: TestDatabase> Service<DB> {
             published: AtomicUsize::new(0),
             concurrency: 16,
             timeout: Duration::from_secs(30),
+            batched: false,
             work: Arc::new(|_, _, _| Box::pin(async { Ok(()) })),
             attempts: Arc::default(),
             _folder: folder,
@@ -87,6 +112,11 @@ impl<DB: TestDatabase> Service<DB> {
     /// What a handler does before it writes the effect.
     pub(crate) fn work(mut self, work: Work<DB>) -> Self {
         self.work = work;
+        self
+    }
+
+    pub(crate) fn batched(mut self) -> Self {
+        self.batched = true;
         self
     }
 
@@ -132,17 +162,7 @@ impl<DB: TestDatabase> Service<DB> {
         };
         let broker = Watched { inner: Arc::new(self.broker.clone()), floors: Arc::new(watch::Sender::new(floors)) };
         let (ended, handled) = watch::channel(0);
-        let (work, attempts) = (Arc::clone(&self.work), Arc::clone(&self.attempts));
-        let act = move |event: Event, attempt: Attempt, mut tx: Tx<DB>| {
-            let (work, attempts, ended) = (Arc::clone(&work), Arc::clone(&attempts), ended.clone());
-            async move {
-                attempts.fetch_max(attempt.number, Ordering::SeqCst);
-                work(&mut tx, &event, attempt).await?;
-                effect(&mut tx, &event).await?;
-                ended.send_modify(|ended| *ended += 1);
-                Ok::<_, aqueduct::Error>(())
-            }
-        };
+        let app = if self.batched { self.app::<TxBatch<DB>>(ended) } else { self.app::<Tx<DB>>(ended) };
         let policy = Policy::ordered().quick_attempts(3).quick_delay(Duration::from_millis(1));
         let consumer = Consumer::new("stock", broker.clone())
             .topics(["orders"])
@@ -151,12 +171,30 @@ impl<DB: TestDatabase> Service<DB> {
             .concurrency(self.concurrency)
             .timeout(self.timeout);
         let (stop, stopped) = oneshot::channel();
-        let serve = consumer.serve(Router::new().on("order.placed", act)).with_graceful_shutdown(async {
+        let serve = consumer.serve(app).with_graceful_shutdown(async {
             let _ = stopped.await;
         });
         let health = serve.health();
         let task = tokio::spawn(async move { serve.await.unwrap() });
         Running { broker, logs: self.logs.clone(), handled, health, stop, task }
+    }
+
+    fn app<T>(&self, ended: watch::Sender<usize>) -> Router
+    where
+        T: FromCall<()> + Given<DB> + 'static,
+    {
+        let (work, attempts) = (Arc::clone(&self.work), Arc::clone(&self.attempts));
+        let act = move |event: Event, attempt: Attempt, mut tx: T| {
+            let (work, attempts, ended) = (Arc::clone(&work), Arc::clone(&attempts), ended.clone());
+            async move {
+                attempts.fetch_max(attempt.number, Ordering::SeqCst);
+                work(&mut tx, &event, attempt).await?;
+                effect::<DB>(&mut tx, &event).await?;
+                ended.send_modify(|ended| *ended += 1);
+                Ok::<_, aqueduct::Error>(())
+            }
+        };
+        Router::new().on("order.placed", act)
     }
 
     /// Waits until all that was published is settled, and stops the service.
@@ -207,7 +245,7 @@ impl<DB: TestDatabase> Service<DB> {
 /// No constraint of it hides a second effect.
 pub(crate) const EFFECTS: &str = "effects";
 
-async fn effect<DB: TestDatabase>(tx: &mut Tx<DB>, event: &Event) -> Result<()> {
+async fn effect<DB: TestDatabase>(tx: &mut Connection<DB>, event: &Event) -> Result<()> {
     let (n, key) = (String::from_utf8_lossy(&event.data), event.key.as_ref().map(Text::from).unwrap_or_default());
     let sql = format!("insert into {EFFECTS} (event, name, n) values ('{}', '{key}', {n})", event.id);
     Ok(DB::run(tx, sql).await?)

@@ -23,8 +23,8 @@ pub(crate) const ATTEMPT: Duration = Duration::from_secs(20);
 /// A step of the test's own: a handler has run its last statement, and has not returned.
 pub(crate) const HANDLER: &str = "handler";
 
-/// A step of PostgreSQL alone: the fence is locked and compared, and the commit is not sent.
-pub(crate) const FENCE: &str = "fence locked";
+/// A handler has returned, and the look at the fence is not sent, nor the commit, which is in the same message.
+pub(crate) const ENDS: &str = "ends";
 
 /// A transaction of the library's own has run its last statement, and is not committed.
 pub(crate) const OWN: &str = "written";

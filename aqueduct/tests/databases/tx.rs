@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use aqueduct::mysql::MySql;
 use aqueduct::postgres::Postgres;
 use aqueduct::sql::{ServerDatabase, SqlStore};
 use aqueduct::store::{Query, Store};
 use aqueduct::{Consumer, Error, Event, MemoryBroker, Policy, Publisher, Result, Router, Tx};
-use sqlx::Connection as _;
+use parking_lot::Mutex;
+use sqlx::{Connection as _, Database as _};
 use tokio::sync::Notify;
 
 use crate::fresh::{TestDatabase, tables};
@@ -105,6 +107,47 @@ async fn attempts_are_committed_as_a_whole<DB: TestDatabase>() {
     assert_eq!(shop.count("select count(distinct event) from {p}effects").await, 40);
     assert_eq!(shop.count("select count(*) from {p}inbox").await, 40);
     assert_eq!(shop.count("select count(*) from {p}outbox").await, 40);
+}
+
+/// Its name goes into the text of a statement.
+async fn an_event_may_be_called_anything<DB: TestDatabase>() {
+    let shop = Shop::<DB>::new().await;
+    let names = ["it's", r"a\'", r"\", "'; drop table effects; --", "ключ", "$1 ? %s", "a\nb"];
+    let events = |topic: &'static str| {
+        names.map(|name| Event::raw("order.placed", "1").id(name).source(name).topic(topic).key("key"))
+    };
+    let (end, done, prefix) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)), shop.prefix.clone());
+    let ended = Arc::clone(&end);
+    let handler = move |event: Event, mut tx: Tx<DB>| {
+        let (prefix, done, end) = (prefix.clone(), done.clone(), end.clone());
+        async move {
+            // The last of the second topic comes when all duplicates before it have been skipped.
+            let what = if event.id.as_str() == "last" { "last" } else { "effect" };
+            DB::run(&mut tx, format!("insert into {prefix}effects values ('event', '{what}')")).await?;
+            done.fetch_add(1, Ordering::SeqCst);
+            if what == "last" {
+                end.notify_one();
+            }
+            Ok::<_, Error>(())
+        }
+    };
+    for event in events("orders") {
+        shop.publisher.publish(event).await.unwrap();
+    }
+    // The same under one key of another topic, so that they are handled in turn.
+    let again =
+        events("copies").into_iter().chain([Event::raw("order.placed", "").id("last").topic("copies").key("key")]);
+    let app = Router::new().on("order.placed", handler);
+    let consumer = shop.consumer().topics(["orders", "copies"]);
+    let serve =
+        tokio::spawn(consumer.serve(app).with_graceful_shutdown(async move { ended.notified().await }).into_future());
+    tokio::time::timeout(Duration::from_mins(1), shop.broker.wait_settled("stock")).await.unwrap();
+    for event in again {
+        shop.publisher.publish(event).await.unwrap();
+    }
+    tokio::time::timeout(Duration::from_mins(1), serve).await.unwrap().unwrap().unwrap();
+    assert_eq!(shop.count("select count(*) from {p}effects").await, 8);
+    assert_eq!(shop.count("select count(*) from {p}inbox").await, 8);
 }
 
 /// PostgreSQL gives a transaction up with its first error: a handler that swallows it has failed, and runs again.
@@ -216,7 +259,60 @@ async fn a_deadlock_spends_no_attempt<DB: TestDatabase>() {
     assert_eq!(attempts.load(Ordering::SeqCst), 1, "the deadlock was the fault of no event");
 }
 
+/// The numbers that a query in the handler answers, one an event of one connection; the third attempt of all fails.
+async fn asked<DB: TestDatabase>(query: &'static str) -> Vec<i64> {
+    let prefix = crate::fresh::prefix();
+    let database = DB::options().prefix(&prefix).handler_connections(1).connect().await.unwrap();
+    let broker = MemoryBroker::new();
+    let shop = Shop::<DB> { database, prefix, publisher: Publisher::new("shop", broker.clone()), broker };
+    shop.publish(10).await;
+    let (end, answers) = (Arc::new(Notify::new()), Arc::new(Mutex::new(Vec::new())));
+    let (ended, all) = (Arc::clone(&end), Arc::clone(&answers));
+    let handler = move |mut tx: Tx<DB>| {
+        let (answers, end) = (answers.clone(), end.clone());
+        async move {
+            let answer = DB::number(&mut tx, query.to_owned()).await?;
+            let mut answers = answers.lock();
+            answers.push(answer);
+            match answers.len() {
+                3 => return Err(Error::msg("not now")),
+                11 => end.notify_one(),
+                _ => {}
+            }
+            Ok(())
+        }
+    };
+    shop.serve(Router::new().on("order.placed", handler), ended).await;
+    assert_eq!(shop.count("select count(*) from {p}inbox").await, 10);
+    std::mem::take(&mut *all.lock())
+}
+
+/// The database ends a transaction not before its attempt, and not long after; also after one that was rolled back.
+async fn a_session_has_the_limits_of_its_attempts<DB: TestDatabase>() {
+    let query = if DB::NAME == Postgres::NAME {
+        "select setting::bigint from pg_settings where name = 'statement_timeout'"
+    } else {
+        "select cast(/*M!100300 @@max_statement_time * 1000 */ /*!50799 @@max_execution_time */ as signed)"
+    };
+    let limits = asked::<DB>(query).await;
+    assert!(limits.iter().all(|limit| (29_000..=37_500).contains(limit)), "{limits:?}");
+}
+
+/// What an attempt costs on MariaDB: two statements in the message that begins it, the handler's, and two in the message that
+/// ends it. Nothing tells sqlx of the end, and no limit is sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_on_mysql_has_four_statements_beside_the_handlers() {
+    let query = "select cast(variable_value as signed) from information_schema.session_status
+        where variable_name = 'QUESTIONS'";
+    let counts = asked::<MySql>(query).await;
+    let between: Vec<i64> = counts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // After a roll back limits are set again.
+    assert_eq!(between.iter().filter(|between| **between == 5).count(), 9, "{counts:?}");
+}
+
 crate::fresh::on_servers!(
+    an_event_may_be_called_anything,
+    a_session_has_the_limits_of_its_attempts,
     attempts_are_committed_as_a_whole,
     a_savepoint_may_be_rolled_back,
     who_was_replaced_commits_nothing,

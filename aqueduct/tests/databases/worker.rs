@@ -15,7 +15,7 @@ use aqueduct::sqlite::{Sqlite, SqliteBroker, SqliteFile};
 use aqueduct::store::{Action, Command, CommandState, Content, Listed, Query, Store};
 use aqueduct::{
     Attempt, BoxFuture, BrokerError, Call, Consumer, Error, Event, FaultExt, Health, Message, Next, Origin, Outcome,
-    Policy, Publisher, Result, Router, State, StoreError, Topic, Tx, Unit,
+    Policy, Publisher, Result, Router, State, StoreError, Topic, Tx, TxBatch, Unit,
 };
 use serde_json::{Value, json};
 use sqlx::{Connection, Database as _, SqliteConnection};
@@ -240,20 +240,21 @@ struct World<DB: Bank> {
     sql: Arc<SqlStore<DB::Ledger>>,
     prefix: String,
     life: usize,
+    /// Handlers share their transactions.
+    batched: bool,
 }
 
 impl<DB: Bank> World<DB> {
-    async fn transfer(&self, event: &Event, tx: &mut Tx<DB>) -> Result<()> {
+    async fn transfer(&self, event: &Event, tx: &mut Inside<DB>) -> Result<()> {
         let (prefix, transfer) = (&self.prefix, Transfer::of(event.id.as_str()));
         for (account, amount) in transfer.moves() {
             let sql = format!("update {prefix}accounts set balance = balance + {amount} where id = {account}");
-            DB::run(tx, sql).await?;
+            tx.run(sql).await?;
         }
         let values = format!("{}, {}, {}, {}", transfer.0, transfer.key(), transfer.counter(), self.life);
-        DB::run(tx, format!("insert into {prefix}effects (event, lane, counter, life) values ({values})")).await?;
+        tx.run(format!("insert into {prefix}effects (event, lane, counter, life) values ({values})")).await?;
         let follow_up = Event::raw("transfer.done", "").id(transfer.follow_up()).source(CONSUMER).topic(FOLLOW_UPS);
-        tx.publish(follow_up).await?;
-        Ok(())
+        tx.publish(follow_up).await
     }
 
     /// Fails or panics if that is the event's fate.
@@ -273,11 +274,35 @@ impl<DB: Bank> World<DB> {
 }
 
 /// The transaction of a handler whose service has a store that is wrapped.
-struct Inside<DB: Bank>(Tx<DB>);
+enum Inside<DB: Bank> {
+    Alone(Tx<DB>),
+    Shared(TxBatch<DB>),
+}
 
-impl<S: Sync, DB: Bank> FromCall<S> for Inside<DB> {
-    async fn from_call(call: &Call, state: &S) -> Result<Self, Rejection> {
-        Tx::from_call(call, state).await.map(Self)
+impl<DB: Bank> FromCall<Arc<World<DB>>> for Inside<DB> {
+    async fn from_call(call: &Call, world: &Arc<World<DB>>) -> Result<Self, Rejection> {
+        if world.batched {
+            TxBatch::from_call(call, world).await.map(Self::Shared)
+        } else {
+            Tx::from_call(call, world).await.map(Self::Alone)
+        }
+    }
+}
+
+impl<DB: Bank> Inside<DB> {
+    async fn run(&mut self, sql: String) -> Result<()> {
+        match self {
+            Self::Alone(tx) => DB::run(tx, sql).await?,
+            Self::Shared(tx) => DB::run(tx, sql).await?,
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, event: Event) -> Result<()> {
+        match self {
+            Self::Alone(tx) => tx.publish(event).await.map(drop),
+            Self::Shared(tx) => tx.publish(event).await.map(drop),
+        }
     }
 }
 
@@ -286,7 +311,7 @@ async fn transfer<DB: Bank>(
     event: Event,
     attempt: Attempt,
     State(world): State<Arc<World<DB>>>,
-    Inside(mut tx): Inside<DB>,
+    mut tx: Inside<DB>,
 ) -> Result<()> {
     world.points.reach("tx.inbox", "after");
     world.history.note(json!({"start": event.id.as_str(), "attempt": attempt.number, "stored": attempt.stored}));
@@ -381,7 +406,8 @@ async fn consume<DB: Bank>(task: Task) {
     let sql = Arc::new(SqlStore::new(&home));
     let store = SteppedStore { inner: SqlStore::clone(&sql), points: points.clone() };
     let (history, life) = (task.history(), task.number("life"));
-    let world = Arc::new(World::<DB> { history, points, file, sql, prefix, life });
+    let batched = task.0["batched"] == true;
+    let world = Arc::new(World::<DB> { history, points, file, sql, prefix, life, batched });
     let around = Arc::clone(&world);
     let app = Router::new()
         .on("transfer.ordered", transfer::<DB>)

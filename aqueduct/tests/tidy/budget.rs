@@ -5,19 +5,20 @@ use std::collections::BTreeMap;
 use crate::source::{Finding, Source};
 
 /// More than its budget, with a sentence in ARCHITECTURE.md that says why: area and lines.
-const EXCEEDED: [(&str, usize); 5] = [
+const EXCEEDED: [(&str, usize); 6] = [
     ("broker/sqlite", 2_410),
     ("engine", 3_650),
     ("format/cloudevents", 450),
     ("compat", 1_100),
-    ("the servers' databases", 2_350),
+    ("store/sql", 4_050),
+    ("the servers' databases", 2_810),
 ];
 
 /// The area that a file counts for and its budget; none for the test kit, which is tests.
 fn area(source: &Source) -> Option<(String, usize)> {
     let module = source.module();
     match module[..] {
-        ["testing", ..] => None,
+        ["testing", ..] | ["store", "sql", "server", "planted"] => None,
         ["engine", "relay", ..]
         | ["store", "outbox"]
         | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_800)),

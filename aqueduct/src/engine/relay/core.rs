@@ -1,6 +1,7 @@
 //! The loop of a relay: which shards are worked on, and when.
 //!
-//! Two rounds run at a time, so that one publishes while another reads. Shards with many rows get rounds of their own; all
+//! A few rounds run at a time, so that some publish while others wait for the database. Shards with many rows get rounds of
+//! their own, in turn: a shard that rests a moment is read faster, since its deleted rows are gone for everybody by then. All
 //! others are looked into together, with one query.
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::pace::Pace;
-use super::round::{Ended, ROWS_MAX, Round, Shard, Tools};
+use super::round::{BATCHES_MAX, Ended, ROWS_MAX, Round, Shard, Tools};
 use crate::engine::health::Health;
 use crate::error::{BrokerError, StoreError};
 use crate::outcome::BoxFuture;
@@ -22,8 +23,8 @@ use crate::policy::defaults;
 use crate::store::outbox::{Held, Keeper, ShardClaim, named};
 use crate::topic::{Epoch, Text};
 
-/// Rounds at the same time.
-const ROUNDS_MAX: usize = 2;
+/// Rounds at the same time; fewer than there are connections, of which the leases need one.
+const ROUNDS_MAX: usize = 4;
 
 /// Rows that are read while the broker is away, to see whether it is back.
 const PROBE_ROWS: usize = 16;
@@ -206,7 +207,9 @@ impl Core {
     fn start(&mut self, (shards, is_look): (Vec<Shard>, bool)) {
         let (claims, halt) = (shards.iter().map(|shard| shard.claim).collect(), Arc::new(AtomicBool::new(false)));
         let rows_max = if self.broker.is_failing() { PROBE_ROWS } else { ROWS_MAX };
-        let round = Round { tools: Arc::clone(&self.tools), shards, rows_max, halt: Arc::clone(&halt) };
+        let alone = self.running.is_empty() && !self.resting.iter().any(|shard| shard.deep);
+        let batches_max = if alone { BATCHES_MAX } else { 1 };
+        let round = Round { tools: Arc::clone(&self.tools), shards, rows_max, batches_max, halt: Arc::clone(&halt) };
         let task = self.rounds.spawn(round.run()).id();
         self.running.push(Running { task, shards: claims, halt, is_look });
     }

@@ -1,7 +1,7 @@
 //! One round: read the lowest rows of some shards, publish them in waves, and settle what became of them.
 //!
-//! Where there are many rows the next are read and published while the last are settled, a few times over; they are the
-//! lowest but for those that are being settled, so that what commits late is found all the same.
+//! Where a single shard has many rows the next are read and published while the last are settled, a few times over; they are
+//! the lowest but for those that are being settled, so that what commits late is found all the same.
 //!
 //! The shards travel with the round and come back with it, so nobody else works on them meanwhile and there is nothing to
 //! lock. What a round leaves undone, for whatever reason, is where it was and comes again with the next.
@@ -27,11 +27,11 @@ use crate::topic::{Epoch, LaneId, Text};
 /// Rows that are read at once.
 pub(super) const ROWS_MAX: usize = 500;
 
-/// How often rows are read in one round.
-const BATCHES_MAX: usize = 8;
+/// How often rows are read in one round, where no other has to be begun meanwhile.
+pub(super) const BATCHES_MAX: usize = 8;
 
 /// How many bytes they are meant to have in memory.
-const BYTES: usize = 16 << 20;
+const BYTES: usize = 12 << 20;
 
 /// Parked lanes that are tried in one round, and rows of each.
 const PARKED_LANES_MAX: usize = 50;
@@ -111,6 +111,8 @@ pub(super) struct Round {
     pub(super) shards: Vec<Shard>,
     /// Rows to be read at once, all shards together.
     pub(super) rows_max: usize,
+    /// How often rows are read.
+    pub(super) batches_max: usize,
     /// Set when no further wave is to be sent. What was sent is settled all the same.
     pub(super) halt: Arc<AtomicBool>,
 }
@@ -150,7 +152,7 @@ impl Round {
             }
             let settlement = self.settlement(std::mem::take(&mut outcome.settled));
             let ids: Vec<i64> = settlement.rows.iter().map(|row| row.id).collect();
-            let goes_on = batch < BATCHES_MAX && ended.outage.is_none() && self.is_deep();
+            let goes_on = batch < self.batches_max && ended.outage.is_none() && self.is_deep();
             let settle = self.settle(Arc::clone(&settlement));
             let (still_parked, next) = tokio::join!(settle, async {
                 if goes_on { self.batch(Vec::new(), &ids, ended).await } else { Ok(Outcome::default()) }

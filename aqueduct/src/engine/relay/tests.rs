@@ -410,7 +410,8 @@ async fn a_backlog_is_published_in_the_order_of_ids_with_bounded_memory() {
     setup.stream.is_in_order();
     assert_eq!((setup.stream.count(), setup.stream.0.lock().published.len()), (20_000, 20_000));
     let most = setup.table.0.lock().unsettled_max;
-    assert!(most <= 2_000, "{most} rows in memory");
+    // Four rounds, of which one may settle rows and read others.
+    assert!(most <= 2_500, "{most} rows in memory");
 }
 
 /// Rows whose transactions commit in another order than that of their ids; answers how many are never published.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::dialect::Session;
 use super::ops::Shard;
 use super::rows;
-use crate::call::Call;
 use crate::clock::Timestamp;
 use crate::error::StoreError;
+use crate::event::Event;
 use crate::outcome::BoxFuture;
 use crate::store::{Applied, Next, Op, Row, RowState};
 use crate::topic::{Partition, Place};
@@ -19,7 +19,8 @@ pub(crate) trait Beside: Send + Sync + 'static {
     fn enter<'a>(
         &'a self,
         _: &'a mut dyn Session,
-        _: &'a Call,
+        _: &'a Partition,
+        _: &'a Event,
         _: Timestamp,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(std::future::ready(Ok(false)))
@@ -35,22 +36,6 @@ pub(crate) trait Beside: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
-}
-
-/// Tells tables of the event of an attempt, and answers whether it has taken effect by one of them.
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-pub(super) async fn enter(
-    tables: &[Arc<dyn Beside>],
-    session: &mut dyn Session,
-    call: &Call,
-    now: Timestamp,
-) -> Result<bool, StoreError> {
-    for table in tables {
-        if table.enter(session, call, now).await? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// All that are kept in a database, and the time of the transaction.

@@ -72,4 +72,6 @@ pub use store::{Home, SqlStore};
 pub(crate) use store::{HomeCalls, Step};
 #[cfg(feature = "sqlite")]
 pub(crate) use turn::try_lock;
-pub use tx::{Tx, TxDatabase};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub use tx::ReadTx;
+pub use tx::{Tx, TxBatch, TxDatabase};

@@ -10,7 +10,7 @@ use super::inbox::Entry;
 use super::outbox::{How, Outbox};
 use super::sqlite::{SqliteFile, SqliteStore};
 use super::sqlite_outbox;
-use super::tx::{Begun, Lends, TxDatabase};
+use super::tx::{Begun, Commits, Lends, TxDatabase};
 use super::writer::{Lent, Loan};
 use crate::broker::Receipt;
 use crate::call::Call;
@@ -63,7 +63,12 @@ impl Lends for Sqlite {
         store.is::<SqliteStore>()
     }
 
-    fn lend<'a>(store: &'a (dyn Any + Send + Sync), call: &'a Call) -> BoxFuture<'a, Result<Option<Begun<SqliteTx>>>> {
+    /// Handlers share commits either way.
+    fn lend<'a>(
+        store: &'a (dyn Any + Send + Sync),
+        call: &'a Call,
+        _: Commits,
+    ) -> BoxFuture<'a, Result<Option<Begun<SqliteTx>>>> {
         Box::pin(async move {
             let Some(store) = store.downcast_ref::<SqliteStore>() else { return Err(Error::msg(Self::LACKS)) };
             let file = store.home();

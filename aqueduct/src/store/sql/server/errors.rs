@@ -16,7 +16,6 @@ pub(crate) enum Meaning {
     /// What was to be inserted is there.
     Duplicate,
     /// A statement of the transaction failed before, and nothing more can be done in it. `PostgreSQL` alone does that.
-    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only PostgreSQL says so"))]
     Aborted,
     /// It passes by itself, or when somebody does this.
     Passes(&'static str),

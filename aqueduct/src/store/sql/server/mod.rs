@@ -1,6 +1,7 @@
 //! A database server: its pool, its transactions, its migrations. What PostgreSQL and MySQL do differently is in their own
 //! files, behind [`Server`].
 
+mod batch;
 mod errors;
 mod floors;
 mod inbox;
@@ -34,13 +35,14 @@ use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::outbox::Hint;
 use crate::store::{Applied, Claim, Op, Standing};
-use crate::topic::{Partition, Position, Text};
+use crate::topic::{Epoch, Partition, Position, Text};
+use batch::Queue;
 use errors::{Meaning, explain, meaning};
 use floors::Floors;
 use inbox::{RETENTION, keep_house};
 use outbox::Written;
-use pool::{Numbered, Pools};
-use tx::{End, Ended, Limits, Steps};
+use pool::{Begun, Pools};
+use tx::{Begin, Ended, Limits, Steps};
 
 pub use inbox::{Forget, InboxStatus};
 #[cfg(feature = "mysql")]
@@ -103,7 +105,9 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     ) -> BoxFuture<'a, Result<Vec<SqlRow>, sqlx::Error>>;
 
     /// Runs statements as they are, without arguments.
-    fn run(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>>;
+    fn run(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move { Self::send(connection, sql).await.map(drop) })
+    }
 
     /// What a service lacks whose store is none of this database.
     const LACKS_STORE: &'static str;
@@ -117,19 +121,31 @@ pub(crate) trait Calls: sqlx::Database + Sized {
     /// Answers about how many effects the inbox holds, without counting.
     const INBOX_ABOUT: &'static str;
 
-    /// Locks the fence and compares it; for [`end`](Self::end) alone.
+    /// Locks a fence and compares it; for [`end`](Self::end) alone.
     const FENCE: &'static str;
 
-    /// Begins the transaction of an attempt.
-    fn begin_attempt(isolation: Isolation, limits: Limits) -> String;
+    /// How connections of handlers prepare these, if they do so by name.
+    fn prepare(_fence: &str, _inbox: &str) -> Option<String> {
+        None
+    }
 
-    /// Commits the transaction of an attempt, if its owner has not been replaced: no new owner can raise the fence between
-    /// the look at it and the commit.
+    /// Begins the transaction of an attempt.
+    fn begin_attempt(begin: Begin) -> String;
+
+    /// [`INBOX`](Self::INBOX) with its arguments in its text, which can go with others in one message; none if they cannot be
+    /// there.
+    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String>;
+
+    /// Sends statements of the library's own that take no arguments in one message, as they are. Answers how many rows they
+    /// have changed.
+    fn send(connection: &mut Self::Connection, sql: String) -> BoxFuture<'_, Result<u64, sqlx::Error>>;
+
+    /// Commits the transaction of attempts, if no owner of theirs has been replaced: no new owner can raise a fence between
+    /// the look at it and the commit. Both go in one message, so that no process is stopped in between with a fence locked.
     fn end<'a>(
         connection: &'a mut Self::Connection,
         fence: &'a Statement,
-        end: End,
-        steps: &'a Steps,
+        fences: &'a [(i64, Epoch)],
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>>;
 
     /// Waits for these locks until they are this transaction's; its end lets them go.
@@ -147,6 +163,9 @@ pub(crate) trait Calls: sqlx::Database + Sized {
         rows: Vec<Written>,
         kept: bool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>>;
+
+    /// Nothing can be written.
+    const READ_ONLY: Meaning;
 
     /// What an error of the database means; none if it is none that is known.
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning>;
@@ -192,6 +211,7 @@ struct Shared<DB: Server> {
     shards: RwLock<BTreeMap<(Text, Partition), i64>>,
     floors: Arc<Floors>,
     hint: Hint,
+    batch: Queue<DB>,
     retention: Duration,
     steps: Steps,
     beside: Arc<[Arc<dyn Beside>]>,
@@ -313,6 +333,14 @@ impl<DB: Server> ServerOptions<DB> {
         self
     }
 
+    /// How long handlers may join a transaction that they share, for tests of what such a group has in common.
+    #[cfg(any(test, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn group_time(mut self, time: Duration) -> Self {
+        self.steps.group_time = Some(time);
+        self
+    }
+
     /// Connects, and looks whether the tables are there.
     pub async fn connect(self) -> Result<ServerDatabase<DB>, StoreError> {
         let migrate = self.migrate;
@@ -350,6 +378,7 @@ impl<DB: Server> ServerOptions<DB> {
             shards: RwLock::default(),
             floors,
             hint: Hint::default(),
+            batch: Queue::default(),
             retention: self.retention,
             steps: self.steps,
             beside: self.beside.into(),
@@ -461,10 +490,16 @@ impl<DB: Server> ServerDatabase<DB> {
         Ok(u32::try_from(version.unwrap_or(0)).unwrap_or(0))
     }
 
-    /// A connection with the transaction of an attempt begun on it. An attempt that ends while it waits for the database would
-    /// count.
-    async fn begin_attempt(&self, limits: Limits) -> Result<Numbered<DB>, StoreError> {
-        self.pools().begin_attempt(&DB::begin_attempt(self.0.isolation, limits), limits.lock).await
+    /// A connection, and whether the transaction of an attempt was begun on it, and done what is to be sent with that. All
+    /// statements of one that reads see the same state of the database, which costs it nothing. An attempt that ends while it
+    /// waits for the database would count.
+    async fn begin_attempt(&self, reads: bool, limits: Limits, and: &str) -> Result<Begun<DB>, StoreError> {
+        let isolation = match self.0.isolation {
+            Isolation::ReadCommitted if reads => Isolation::RepeatableRead,
+            isolation => isolation,
+        };
+        let begin = Begin { isolation, reads, limits: None, behind_pooler: self.pools().behind_pooler };
+        self.pools().begin_attempt(begin, limits, and).await
     }
 
     /// The id of a shard that has been taken over.

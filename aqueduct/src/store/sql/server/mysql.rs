@@ -8,16 +8,15 @@ use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySql, MySqlArguments, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlTransactionManager};
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
-use sqlx_core::transaction::TransactionManager;
 
 use super::errors::Meaning;
 use super::outbox::Written;
-use super::tx::{End, Ended, Limits, Steps};
-use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::tx::{Begin, Ended};
+use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
-use crate::topic::Text;
+use crate::topic::{Epoch, Text};
 
 /// A MySQL (8.0.16 or later) or MariaDB (10.5 or later) database.
 pub type MySqlDatabase = ServerDatabase<MySql>;
@@ -146,41 +145,70 @@ impl Calls for MySql {
     const INBOX_ABOUT: &'static str = "select cast(max(table_rows) as signed) from information_schema.tables
         where concat(table_schema, '.', table_name) in ('aq_inbox', concat(database(), '.aq_inbox'))";
 
-    /// Fails, by a subquery with too many rows, if the fence is not that of the epoch. The arguments are put in as numbers,
-    /// since the commit goes with it in one message: no process can be stopped in between, with the fence locked.
-    const FENCE: &'static str = "select if((select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1, 1,
-        (select 1 union all select 2))";
+    /// True if the fence is that of the epoch. Each is looked up by itself: from a list the database might look at all of them,
+    /// and wait for those of others.
+    const FENCE: &'static str = "(select count(*) from aq_shards where id = ? and epoch = ? /*lock*/) = 1";
 
-    fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
+    fn begin_attempt(Begin { isolation, reads, limits, .. }: Begin) -> String {
         let isolation = isolation.sql();
+        let begin = if reads {
+            // The session has that of handlers that write, if its limits suit.
+            format!("set transaction isolation level {isolation}; start transaction read only")
+        } else {
+            "start transaction".to_owned()
+        };
+        let Some(limits) = limits else { return begin };
         let seconds = |limit: Duration| limit.as_secs().max(1);
-        let (idle, lock, statement) = (seconds(limits.idle), seconds(limits.lock), limits.statement.as_millis().max(1));
+        let (idle, lock, statement) = (seconds(limits.whole), seconds(limits.lock), limits.whole.as_millis().max(1));
         // The first comment is read by MariaDB alone, the second by MySQL alone.
         format!(
             "set session innodb_lock_wait_timeout = {lock} \
              /*M!100300 , idle_transaction_timeout = {idle}, max_statement_time = {statement}e-3 */ \
              /*!50799 , wait_timeout = {idle}, max_execution_time = {statement} */; \
-             set transaction isolation level {isolation}; start transaction"
+             set session transaction isolation level {isolation}; {begin}"
         )
     }
 
+    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String> {
+        let mut parts = insert.sql.split('?');
+        let mut sql = parts.next()?.to_owned();
+        for (part, arg) in parts.zip(args()) {
+            match arg {
+                Value::Int(int) => sql.push_str(&int.to_string()),
+                Value::Text(text) => push_hex(&mut sql, Some(text.as_str().as_bytes())),
+                Value::Blob(bytes) => push_hex(&mut sql, Some(&bytes)),
+                Value::Null(_) | Value::Ints(_) => push_hex(&mut sql, None),
+            }
+            sql.push_str(part);
+        }
+        Some(sql)
+    }
+
+    /// The look at the fences fails, by a subquery with too many rows, if one is not that of its epoch. Their arguments are put
+    /// in as numbers, since the commit goes with them in one message: no process can be stopped in between, with a fence locked.
     fn end<'a>(
         connection: &'a mut MySqlConnection,
         fence: &'a Statement,
-        end: End,
-        _: &'a Steps,
+        fences: &'a [(i64, Epoch)],
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
-            let fence = fence.sql.replacen('?', &end.shard.to_string(), 1);
-            let fence = fence.replacen('?', &end.epoch.0.to_string(), 1);
-            let done = sqlx::raw_sql(AssertSqlSafe(format!("{fence}; commit"))).execute(&mut *connection).await;
+            let is_ours = |(shard, epoch): &(i64, Epoch)| {
+                let fence = fence.sql.replacen('?', &shard.to_string(), 1).replacen('?', &epoch.0.to_string(), 1);
+                format!(" and {fence}")
+            };
+            let ours: String = fences.iter().map(is_ours).collect();
+            let sql = format!("select if(1 = 1{ours}, 1, (select 1 union all select 2)); commit");
+            let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
             match done {
-                Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced(None)),
+                Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced),
                 Err(error) => Err(error),
-                // For the client's own count of what is open.
-                Ok(_) => MySqlTransactionManager::commit(connection).await.map(|()| Ended::Committed),
+                Ok(_) => Ok(Ended::Committed),
             }
         })
+    }
+
+    fn send(connection: &mut MySqlConnection, sql: String) -> BoxFuture<'_, Result<u64, sqlx::Error>> {
+        Box::pin(async move { Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected()) })
     }
 
     /// A lock is a row that is written; the migration has made so many.
@@ -236,6 +264,8 @@ impl Calls for MySql {
             Ok(())
         })
     }
+
+    const READ_ONLY: Meaning = Meaning::Passes("the database is read-only, a replica perhaps: connect to the primary");
 
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
         meaning(number(error))
@@ -324,7 +354,7 @@ fn meaning(number: u16) -> Option<Meaning> {
         1062 => Meaning::Duplicate,
         1205 => Meaning::Passes("another transaction holds what this one needs"),
         1317 | 1969 | 3024 => Meaning::Passes("the statement took longer than it may, and was cancelled"),
-        1290 | 1792 | 1836 => Meaning::Passes("the database is read-only, a replica perhaps: connect to the primary"),
+        1290 | 1792 | 1836 => MySql::READ_ONLY,
         1021 | 1114 => {
             Meaning::Passes("the database's disk, or the table, is full: free some space, and it goes on by itself")
         }

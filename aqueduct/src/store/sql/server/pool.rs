@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::errors::{Meaning, broken, explain, meaning};
 use super::floors::Floors;
-use super::{OptionsOf, Server};
+use super::tx::{Begin, Limits};
+use super::{OptionsOf, Server, named};
 use crate::error::StoreError;
 
 /// Connections of the store, the relay and the leases.
@@ -25,6 +26,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// For how long it is known why there was no connection.
 const FRESH: Duration = Duration::from_secs(1);
 
+const NOT_BEGUN: &str = "the database did not begin a transaction in time";
+
 pub(super) struct Pools<DB: Server> {
     own: Pool<DB>,
     handlers: Pool<DB>,
@@ -34,7 +37,7 @@ pub(super) struct Pools<DB: Server> {
     /// A pooler hands out another connection for each transaction, so statements are not kept and nothing runs outside one.
     pub(super) behind_pooler: bool,
     /// Connections that handlers have given back in good order; the pool would ask each of them first.
-    warm: Mutex<Vec<(PoolConnection<DB>, u64)>>,
+    warm: Mutex<Vec<Warm<DB>>>,
     /// A handler has one of these before it asks for a connection: the pool knows nothing of those that were given back here.
     places: Arc<Semaphore>,
     /// How many connections have had a number.
@@ -43,12 +46,21 @@ pub(super) struct Pools<DB: Server> {
     none_because: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
-/// A connection of a handler, with a number that no other has.
+/// A connection of a handler, with a number that no other has. Unless it is given back it is closed with this: it may be inside
+/// a transaction, or a statement.
 pub(super) struct Numbered<DB: Server> {
     pub(super) connection: PoolConnection<DB>,
     pub(super) number: u64,
+    /// Those of its session, if they are known.
+    pub(super) limits: Option<Limits>,
     _place: OwnedSemaphorePermit,
 }
+
+/// A connection, and whether what was to be done on it is done.
+pub(super) type Begun<DB> = (Numbered<DB>, Result<u64, sqlx::Error>);
+
+/// A connection without a place, its number, and the limits of its session.
+type Warm<DB> = (PoolConnection<DB>, u64, Option<Limits>);
 
 /// A connection inside a transaction, or on the way into one. Dropped there, because nobody waits for it any more, it is
 /// closed: the pool would hand it on with the transaction open, and with what it has locked.
@@ -90,12 +102,17 @@ impl<DB: Server> Pools<DB> {
         let address = DB::address(&options);
         // Behind a pooler a connection says nothing of the server that a transaction will be on.
         let looked_at = (!behind_pooler).then(|| Arc::new((Arc::clone(floors), prefix.to_owned(), address.clone())));
-        let pool = |count| {
+        let [fence, inbox] = [DB::FENCE, DB::INBOX].map(|text| named(prefix, &DB::translate(text)));
+        let prepare = DB::prepare(&fence, &inbox).filter(|_| !behind_pooler);
+        let pool = |count, prepare: Option<String>| {
             let looked_at = looked_at.clone();
             let pool = PoolOptions::new().max_connections(count).min_connections(0).acquire_timeout(PATIENCE);
             let pool = pool.after_connect(move |connection, _| {
-                let looked_at = looked_at.clone();
+                let (looked_at, prepare) = (looked_at.clone(), prepare.clone());
                 Box::pin(async move {
+                    if let Some(prepare) = prepare {
+                        DB::send(connection, prepare).await?;
+                    }
                     let Some((floors, prefix, address)) = looked_at.as_deref() else { return Ok(()) };
                     floors.look::<DB>(connection, prefix, address).await
                 })
@@ -103,8 +120,8 @@ impl<DB: Server> Pools<DB> {
             pool.test_before_acquire(false).connect_lazy_with(options.clone())
         };
         Self {
-            own: pool(OWN_CONNECTIONS),
-            handlers: pool(handlers),
+            own: pool(OWN_CONNECTIONS, None),
+            handlers: pool(handlers, prepare),
             address,
             behind_pooler,
             warm: Mutex::default(),
@@ -120,35 +137,48 @@ impl<DB: Server> Pools<DB> {
         self.acquire(&self.own).await
     }
 
-    /// One with a transaction begun on it.
-    pub(super) async fn begin_own(&self) -> Result<Open<DB>, StoreError> {
-        self.begun(&self.own, DB::BEGIN).await
-    }
-
-    /// A connection of a handler with a transaction begun on it, which may be waited for no longer than this: one that was given
-    /// back in good order, or one of the pool.
-    pub(super) async fn begin_attempt(&self, begin: &str, longest: Duration) -> Result<Numbered<DB>, StoreError> {
-        let until = Instant::now() + longest.min(PATIENCE * 2);
-        let place = self.place(until.min(Instant::now() + PATIENCE)).await?;
+    /// A connection of a handler: one that was given back in good order, or one of the pool. And whether a transaction was begun
+    /// on it, and what goes with that done.
+    pub(super) async fn begin_attempt(&self, begin: Begin, limits: Limits, and: &str) -> Result<Begun<DB>, StoreError> {
+        let asked = Instant::now();
+        let until = asked + limits.lock.min(PATIENCE * 2);
+        let place = self.place(until.min(asked + PATIENCE)).await?;
         loop {
             let warm = self.warm.lock().pop();
-            let Some((connection, number)) = warm else { break };
+            let ((connection, number, had), new) = if let Some(warm) = warm {
+                (warm, false)
+            } else {
+                let acquired = timeout_at(until, self.acquire(&self.handlers)).await;
+                let (mut connection, new) = acquired.map_err(|_| self.unavailable(NOT_BEGUN))??;
+                connection.close_on_drop();
+                ((connection, self.number(), None), new)
+            };
+            let has = had.filter(|had| had.suit(limits));
+            let gets = if has.is_none() { Some(limits.for_longer()) } else { None };
+            let sql = DB::begin_attempt(Begin { limits: gets, ..begin });
             let mut open = Open::new(connection);
-            if let Ok(Ok(())) = timeout_at(until, begin_on::<DB>(open.get()?, begin)).await {
-                return Ok(Numbered { connection: open.ended()?, number, _place: place });
-            }
-            // The server has closed it since; then it has closed others too.
+            // What goes with it may wait for a lock, and is told when that took too long.
+            let done = match timeout_at(asked + limits.lock * 5 / 4, begin_on::<DB>(open.get()?, &sql, and)).await {
+                // The server has closed it since; then it has closed others too.
+                Ok(Err(error)) if broken::<DB>(&error) && !new => continue,
+                Ok(done) => done,
+                Err(_) => {
+                    self.warm.lock().clear();
+                    return Err(self.unavailable(NOT_BEGUN));
+                }
+            };
+            let limits = has.or(gets).filter(|_| !self.behind_pooler && done.is_ok());
+            return Ok((Numbered { connection: open.ended()?, number, limits, _place: place }, done));
         }
-        let Ok(open) = timeout_at(until, self.begun(&self.handlers, begin)).await else {
-            return Err(self.unavailable("the database did not begin a transaction in time"));
-        };
-        Ok(Numbered { connection: open?.ended()?, number: self.number(), _place: place })
     }
 
     /// Takes a connection back that is in good order: no transaction is open on it, and no answer outstanding.
     pub(super) fn give_back(&self, held: Numbered<DB>) {
-        // Before its place is free.
-        self.warm.lock().push((held.connection, held.number));
+        // A savepoint that was forgotten would be counted for ever.
+        if DB::Manager::get_transaction_depth(&held.connection) <= 1 {
+            // Before its place is free.
+            self.warm.lock().push((held.connection, held.number, held.limits));
+        }
     }
 
     /// The number of the connection that something was written on: behind a pooler it is another each time.
@@ -169,13 +199,13 @@ impl<DB: Server> Pools<DB> {
         }
     }
 
-    /// A connection with a transaction begun on it. One that the server has closed meanwhile is replaced.
-    async fn begun(&self, pool: &Pool<DB>, begin: &str) -> Result<Open<DB>, StoreError> {
+    /// One with a transaction begun on it. One that the server has closed meanwhile is replaced.
+    pub(super) async fn begin_own(&self) -> Result<Open<DB>, StoreError> {
         loop {
-            let (connection, new) = self.acquire(pool).await?;
+            let (connection, new) = self.own().await?;
             let mut open = Open::new(connection);
-            match begin_on::<DB>(open.get()?, begin).await {
-                Ok(()) => return Ok(open),
+            match begin_on::<DB>(open.get()?, DB::BEGIN, "").await {
+                Ok(_) => return Ok(open),
                 Err(error) if broken::<DB>(&error) && !new => {}
                 Err(error) => return Err(explain::<DB>(&self.address, &error)),
             }
@@ -220,11 +250,17 @@ impl<DB: Server> Pools<DB> {
         error
     }
 
-    fn unavailable(&self, what: &str) -> StoreError {
+    pub(super) fn unavailable(&self, what: &str) -> StoreError {
         StoreError::Unavailable(format!("{}: {what}", self.address).into())
     }
 }
 
-async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str) -> Result<(), sqlx::Error> {
-    DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await
+/// sqlx counts what is open, so that `begin` inside a transaction makes a savepoint. On a handler's connection it counts one from
+/// the first on, between transactions too: to be told of each end it sends a message of its own.
+async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str, and: &str) -> Result<u64, sqlx::Error> {
+    if DB::Manager::get_transaction_depth(connection) > 0 {
+        return DB::send(connection, format!("{begin}; {and}")).await;
+    }
+    DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await?;
+    if and.is_empty() { Ok(0) } else { DB::send(connection, and.to_owned()).await }
 }

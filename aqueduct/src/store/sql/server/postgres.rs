@@ -7,16 +7,15 @@ use bytes::Bytes;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgTransactionManager, Postgres};
 use sqlx::{AssertSqlSafe, Row, TypeInfo, ValueRef};
-use sqlx_core::transaction::TransactionManager;
 
 use super::errors::Meaning;
 use super::outbox::Written;
-use super::tx::{End, Ended, Limits, Steps};
-use super::{Calls, Isolation, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use super::tx::{Begin, Ended};
+use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
-use crate::topic::Text;
+use crate::topic::{Epoch, Text};
 
 /// A PostgreSQL database, 13 or later.
 pub type PgDatabase = ServerDatabase<Postgres>;
@@ -33,6 +32,21 @@ pub type PgOptions = ServerOptions<Postgres>;
 /// # Ok(()) }
 /// ```
 pub type PgStore = SqlStore<PgDatabase>;
+
+/// What the fence says.
+const ENDED: &str = "\"the transaction was ended\"";
+const REPLACED: &str = "\"the owner was replaced\"";
+
+/// A value as it is written in a statement; none if it cannot be.
+fn literal(value: Value) -> Option<String> {
+    match value {
+        Value::Int(int) => Some(int.to_string()),
+        Value::Text(text) if !text.as_str().contains('\0') => {
+            Some(format!("E'{}'", text.as_str().replace('\\', r"\\").replace('\'', "''")))
+        }
+        _ => None,
+    }
+}
 
 impl Server for Postgres {}
 
@@ -95,10 +109,6 @@ impl Calls for Postgres {
         })
     }
 
-    fn run(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-        Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
-    }
-
     const LACKS_STORE: &'static str = "`Tx<Postgres>` needs a store in a PostgreSQL database: give the consumer one with `.store(PgStore::connect(url).await?)`, or beside another store with `.transactions(..)`";
 
     const INBOX: &'static str = "insert into aq_inbox (consumer, source, id, topic, number, position, at)
@@ -114,43 +124,67 @@ impl Calls for Postgres {
     /// From the statistics, which every `analyze` renews.
     const INBOX_ABOUT: &'static str = "select reltuples::bigint from pg_class where oid = 'aq_inbox'::regclass";
 
-    /// A setting of the transaction tells whether it is still the one that was begun.
-    const FENCE: &'static str = "select epoch, case when current_setting('aq.attempt', true) = '1' then 1 else 0 end,
-        set_config('idle_in_transaction_session_timeout', ?, true) from aq_shards where id = ? for share";
+    /// It fails by a text that is no number, which says why.
+    const FENCE: &'static str = "select cast(case
+        when current_setting('aq.attempt', true) is distinct from '1' then 'the transaction was ended'
+        when (select count(*) from (select 1 from aq_shards where id = ? and epoch = ? /*lock*/) ours) = 1 then '1'
+        else 'the owner was replaced' end as int)";
 
-    fn begin_attempt(isolation: Isolation, limits: Limits) -> String {
-        let isolation = isolation.sql();
-        let [idle, statement, lock] =
-            [limits.idle, limits.statement, limits.lock].map(|limit| limit.as_millis().max(1));
+    /// To plan them costs more than to run them.
+    fn prepare(fence: &str, inbox: &str) -> Option<String> {
+        Some(format!(
+            "prepare aq_fence (bigint, bigint) as {fence}; \
+             prepare aq_inbox (text, text, text, text, bigint, bigint, bigint) as {inbox}"
+        ))
+    }
+
+    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String> {
+        if !insert.kept {
+            return None;
+        }
+        let args = args().into_iter().map(literal).collect::<Option<Vec<_>>>()?;
+        Some(format!("execute aq_inbox ({})", args.join(", ")))
+    }
+
+    fn begin_attempt(Begin { isolation, reads, limits, behind_pooler }: Begin) -> String {
+        let then = if reads { " read only" } else { "; set local aq.attempt = '1'" };
+        let begin = format!("begin isolation level {}{then}", isolation.sql());
+        let Some(limits) = limits else { return begin };
+        let [whole, lock] = [limits.whole, limits.lock].map(|limit| limit.as_millis().max(1));
+        let scope = if behind_pooler { "local" } else { "session" };
         format!(
-            "begin isolation level {isolation}; select set_config('aq.attempt', '1', true), \
-             set_config('idle_in_transaction_session_timeout', '{idle}', true), \
-             set_config('statement_timeout', '{statement}', true), set_config('lock_timeout', '{lock}', true)"
+            "{begin}; set {scope} idle_in_transaction_session_timeout = {whole}; \
+             set {scope} statement_timeout = {whole}; set {scope} lock_timeout = {lock}"
         )
     }
 
     fn end<'a>(
         connection: &'a mut PgConnection,
         fence: &'a Statement,
-        end: End,
-        steps: &'a Steps,
+        fences: &'a [(i64, Epoch)],
     ) -> BoxFuture<'a, Result<Ended, sqlx::Error>> {
         Box::pin(async move {
-            let left = end.left.as_millis().max(1).to_string();
-            let query = sqlx::query(AssertSqlSafe(Arc::clone(&fence.sql))).persistent(fence.kept);
-            let query = query.bind(left).bind(end.shard);
-            let Some(row) = query.fetch_optional(&mut *connection).await? else { return Ok(Ended::Replaced(None)) };
-            if row.try_get::<i32, _>(1)? == 0 {
-                return Ok(Ended::Before);
+            let mut sql = String::new();
+            for (shard, epoch) in fences {
+                let (shard, epoch) = (shard.to_string(), epoch.0.to_string());
+                // Named statements are another connection's behind a pooler.
+                if fence.kept {
+                    sql.extend(["execute aq_fence (", &shard, ", ", &epoch, "); "]);
+                } else {
+                    sql.extend([&fence.sql.replacen("$1", &shard, 1).replacen("$2", &epoch, 1), "; "]);
+                }
             }
-            let held: Option<i64> = row.try_get(0)?;
-            if held.map(i64::cast_unsigned) != Some(end.epoch.0) {
-                return Ok(Ended::Replaced(held));
+            match Self::send(connection, sql + "commit").await {
+                Ok(_) => Ok(Ended::Committed),
+                Err(sqlx::Error::Database(error)) if error.message().contains(REPLACED) => Ok(Ended::Replaced),
+                Err(sqlx::Error::Database(error)) if error.message().contains(ENDED) => Ok(Ended::Before),
+                Err(error) => Err(error),
             }
-            steps.reach("fence locked");
-            PgTransactionManager::commit(connection).await?;
-            Ok(Ended::Committed)
         })
+    }
+
+    fn send(connection: &mut PgConnection, sql: String) -> BoxFuture<'_, Result<u64, sqlx::Error>> {
+        Box::pin(async move { Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected()) })
     }
 
     fn lock_keys<'a>(
@@ -210,6 +244,8 @@ impl Calls for Postgres {
         })
     }
 
+    const READ_ONLY: Meaning = Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary");
+
     fn meaning(error: &dyn DatabaseError) -> Option<Meaning> {
         meaning(&error.code()?)
     }
@@ -235,7 +271,7 @@ fn meaning(code: &str) -> Option<Meaning> {
         ),
         "55P03" => Meaning::Passes("another transaction holds what this one needs"),
         "57014" => Meaning::Passes("the statement took longer than it may, and was cancelled"),
-        "25006" => Meaning::Passes("the database is read-only, a standby perhaps: connect to the primary"),
+        "25006" => Postgres::READ_ONLY,
         "53100" => Meaning::Passes("the database's disk is full: free some space, and it goes on by itself"),
         "53300" => Meaning::Passes("the database has too many connections: allow more there, or use fewer here"),
         "28P01" | "28000" => Meaning::Passes("the database refuses the user or the password"),

@@ -9,60 +9,83 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
+use super::batch::{self, Seat};
 use super::errors::{Meaning, explain_handlers, meaning};
 use super::outbox;
 #[cfg(any(test, feature = "testing"))]
 use super::planted::Planted;
 use super::pool::Numbered;
 use super::session::Within;
-use super::{Server, ServerDatabase};
+use super::{Isolation, Server, ServerDatabase};
 use crate::broker::Receipt;
 use crate::call::{Call, Origin};
-use crate::clock::Lease;
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
-use crate::store::sql::beside;
 use crate::store::sql::dialect::Value;
 use crate::store::sql::outbox::{How, Outbox};
 use crate::store::sql::store::{HomeCalls, SqlStore};
-use crate::store::sql::tx::{Begun, Lends, TxDatabase};
-use crate::topic::{Epoch, Topic};
+use crate::store::sql::tx::{Begun, Commits, Lends, TxDatabase};
+use crate::topic::{Epoch, Position, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
-const LONGEST: Duration = Duration::from_hours(1);
+pub(super) const LONGEST: Duration = Duration::from_hours(1);
 
 /// How long a roll back may take.
 const ROLLED_BACK: Duration = Duration::from_secs(5);
 
-/// How long a transaction may stand still, a statement take, and a lock be waited for.
+/// How long a transaction may stand still or a statement take, and how long a lock be waited for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    pub(crate) idle: Duration,
-    pub(crate) statement: Duration,
+    pub(crate) whole: Duration,
     pub(crate) lock: Duration,
 }
 
 impl Limits {
     /// Half of the time for locks: waiting for others must end before the attempt does, which would count.
-    fn until(deadline: Option<Instant>) -> Self {
+    pub(super) fn until(deadline: Option<Instant>) -> Self {
         let left = deadline.map_or(LONGEST, |deadline| deadline.saturating_duration_since(Instant::now()));
-        Self { idle: left, statement: left, lock: left / 2 }
+        Self { whole: left, lock: left / 2 }
+    }
+
+    /// Some longer ones, which do for later attempts too; locks are waited for no longer.
+    pub(super) fn for_longer(self) -> Self {
+        let whole = self.whole * 9 / 8;
+        Self { whole, lock: whole * 2 / 5 }
+    }
+
+    /// Whether these do for an attempt with others: they end it no earlier, and not much later.
+    pub(super) fn suit(self, others: Self) -> bool {
+        (others.whole..=others.whole * 5 / 4).contains(&self.whole)
     }
 }
 
-/// What a handler of `Tx<Postgres>` or `Tx<MySql>` has.
+/// How the transaction of an attempt is begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begin {
+    pub(crate) isolation: Isolation,
+    /// Nothing is written in it.
+    pub(crate) reads: bool,
+    /// What the session gets, if it has none that suit.
+    pub(crate) limits: Option<Limits>,
+    /// The session is another's afterwards.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL has no limits of a transaction alone"))]
+    pub(crate) behind_pooler: bool,
+}
+
+/// What a handler of `Tx<Postgres>` or `Tx<MySql>` has. A handler that was cancelled may have been inside a statement: its
+/// connection is closed, and never another's.
 pub struct ServerTx<DB: Server> {
-    database: ServerDatabase<DB>,
-    origin: Arc<Origin>,
-    event: Arc<Event>,
-    /// The fence of its partition.
-    shard: i64,
+    pub(super) database: ServerDatabase<DB>,
+    pub(super) entry: Entry,
     /// There until it is given back, with which it ends.
-    connection: Option<Numbered<DB>>,
+    pub(super) connection: Option<Numbered<DB>>,
+    /// Where it is given back to if the transaction is shared.
+    pub(super) seat: Option<Seat<DB>>,
+    /// Nothing is written in it, so nothing is committed.
+    pub(super) reads: bool,
 }
 
 impl<DB: Server> Deref for ServerTx<DB> {
@@ -85,32 +108,30 @@ impl<DB: Server> DerefMut for ServerTx<DB> {
     }
 }
 
-impl<DB: Server> Drop for ServerTx<DB> {
-    /// A handler that was cancelled may have been inside a statement: such a connection is closed, and never another's.
-    fn drop(&mut self) {
-        if let Some(mut held) = self.connection.take() {
-            held.connection.close_on_drop();
-        }
-    }
-}
-
 impl<DB: Server> Unit for ServerTx<DB> {
     fn commit(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
-            let (lease, database) = (&self.origin.lease, self.database.clone());
-            let end = End { shard: self.shard, epoch: self.origin.epoch, left: remaining(lease, &database) };
+            if let Some((seat, connection)) = self.shared() {
+                return seat.done(connection).await;
+            }
+            if self.reads {
+                self.roll_back();
+                return Ok(());
+            }
+            let (fence, database) = (self.entry.fence(), self.database.clone());
+            database.steps().reach("ends");
             #[cfg(any(test, feature = "testing"))]
             if database.steps().planted.is_some() {
-                return DB::Manager::commit(&mut *self).await.map_err(|e| why(&database, &e));
+                return DB::send(&mut *self, "commit".to_owned()).await.map(drop).map_err(|e| why(&database, &e));
             }
-            let fence = database.one(DB::FENCE);
-            let ended = DB::end(&mut *self, &fence, end, database.steps()).await.map_err(|e| why(&database, &e))?;
+            let statement = database.one(DB::FENCE);
+            let ended = DB::end(&mut *self, &statement, &[fence]).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
                     self.has_effect();
                     self.give_back();
                 }
-                Ended::Replaced(held) => return Err(self.replaced(held)),
+                Ended::Replaced => return Err(self.entry.replaced(None)),
                 Ended::Before => return Err(Error::msg(ENDED).permanent()),
             }
             Ok(())
@@ -118,14 +139,24 @@ impl<DB: Server> Unit for ServerTx<DB> {
     }
 
     fn explain(&self, error: Error) -> Error {
+        let known = error.downcast_ref::<sqlx::Error>().and_then(meaning::<DB>);
+        if self.reads && known == Some(DB::READ_ONLY) {
+            let text = format!("{WRITES} ({error})");
+            return error.explained(text).permanent();
+        }
         explain_handlers::<DB>(self.database.address(), error)
     }
 
     fn roll_back(mut self: Box<Self>) {
+        if let Some((seat, connection)) = self.shared() {
+            return seat.undone(connection);
+        }
         tokio::spawn(async move {
             // A server that does not answer is waited for no longer than its connection is worth.
-            let done = tokio::time::timeout(ROLLED_BACK, DB::Manager::rollback(&mut *self)).await;
-            if matches!(done, Ok(Ok(()))) {
+            let done = tokio::time::timeout(ROLLED_BACK, DB::send(&mut *self, "rollback".to_owned())).await;
+            if let (Ok(Ok(_)), Some(connection)) = (done, &mut self.connection) {
+                // They may have been taken back too.
+                connection.limits = None;
                 self.give_back();
             }
         });
@@ -133,6 +164,12 @@ impl<DB: Server> Unit for ServerTx<DB> {
 }
 
 impl<DB: Server> ServerTx<DB> {
+    /// The connection and where it is given back to, if it is shared.
+    fn shared(&mut self) -> Option<(Seat<DB>, Numbered<DB>)> {
+        let seat = self.seat.take()?;
+        Some((seat, self.connection.take()?))
+    }
+
     fn give_back(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.database.pools().give_back(connection);
@@ -142,26 +179,132 @@ impl<DB: Server> ServerTx<DB> {
     /// The event has taken effect, as the connection says.
     fn has_effect(&self) {
         if let Some(Numbered { number, .. }) = &self.connection {
-            let number = self.database.pools().number_of(*number);
-            self.database.floors().effect(number, &self.origin.consumer, &self.event.source, &self.event.id);
+            self.entry.has_effect(&self.database, self.database.pools().number_of(*number));
         }
+    }
+
+    /// Writes the event into the inbox, if that is not done, and into the tables of other systems.
+    async fn enter(&mut self, written: Option<bool>) -> Result<Entered> {
+        #[cfg(any(test, feature = "testing"))]
+        self.plant(Planted::LockedFirst).await?;
+        let (database, entry) = (self.database.clone(), self.entry.clone());
+        let entered = entry.enter(&database, self, written).await?;
+        #[cfg(any(test, feature = "testing"))]
+        self.plant(Planted::ReadFirst).await?;
+        Ok(entered)
     }
 
     /// Looks at the fence here and not before the commit, if the test is about that.
     #[cfg(any(test, feature = "testing"))]
     async fn plant(&mut self, planted: Planted) -> Result<()> {
-        let (database, shard, epoch) = (self.database.clone(), self.shard, self.origin.epoch);
+        let (database, (shard, epoch)) = (self.database.clone(), self.entry.fence());
         if database.steps().planted == Some(planted) {
             planted.check(&database, self, shard, epoch).await
         } else {
             Ok(())
         }
     }
+}
 
-    fn replaced(&self, held: Option<i64>) -> Error {
+/// Whether an event has taken effect before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entered {
+    New,
+    /// The inbox has it already.
+    Before,
+    /// A table of another system has it, so it is nothing that this database must have.
+    Elsewhere,
+}
+
+/// The attempt that a transaction is for.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub(super) origin: Arc<Origin>,
+    event: Arc<Event>,
+    position: Position,
+    /// Where the fence of its partition is.
+    pub(super) shard: i64,
+}
+
+impl Entry {
+    pub(super) fn fence(&self) -> (i64, Epoch) {
+        (self.shard, self.origin.epoch)
+    }
+
+    /// The event has taken effect, as the connection with this number says.
+    pub(super) fn has_effect<DB: Server>(&self, database: &ServerDatabase<DB>, number: u64) {
+        database.floors().effect(number, &self.origin.consumer, &self.event.source, &self.event.id);
+    }
+
+    pub(super) fn replaced(&self, held: Option<i64>) -> Error {
         let Origin { partition, epoch, .. } = &*self.origin;
         let held = Epoch(held.unwrap_or(0).cast_unsigned());
         Error::from(StoreError::Fenced { partition: partition.clone(), held, ours: *epoch }).uncounted()
+    }
+
+    /// Writes the event into the inbox, unless it is known whether that was done, and into the tables of other systems. Where
+    /// another has the same event in hand, it waits for the end of that.
+    pub(super) async fn enter<DB: Server>(
+        &self,
+        database: &ServerDatabase<DB>,
+        connection: &mut DB::Connection,
+        written: Option<bool>,
+    ) -> Result<Entered> {
+        let written = match written {
+            Some(written) => Ok(written),
+            None => DB::execute(connection, &database.one(DB::INBOX), self.row(database)).await.map(|rows| rows > 0),
+        };
+        match written {
+            Ok(true) => {}
+            Ok(false) => return Ok(Entered::Before),
+            Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => return Ok(Entered::Before),
+            Err(error) => return Err(unentered(database.explain(&error))),
+        }
+        let (tables, now) = (database.beside(), database.clock().now());
+        let mut session = Within::new(database, connection);
+        for table in &*tables {
+            if table.enter(&mut session, &self.origin.partition, &self.event, now).await.map_err(unentered)? {
+                return Ok(Entered::Elsewhere);
+            }
+        }
+        Ok(Entered::New)
+    }
+
+    fn row<DB: Server>(&self, database: &ServerDatabase<DB>) -> Vec<Value> {
+        let Origin { consumer, partition, .. } = &*self.origin;
+        vec![
+            consumer.into(),
+            (&self.event.source).into(),
+            (&self.event.id).into(),
+            Value::Text(partition.topic.clone().into()),
+            i64::from(partition.index).into(),
+            self.position.0.cast_signed().into(),
+            database.clock().now().unix_ms().into(),
+        ]
+    }
+}
+
+fn unentered(error: StoreError) -> Error {
+    let refused = matches!(error, StoreError::Refused(_));
+    let error = Error::from(error);
+    if refused { error.permanent() } else { error.uncounted() }
+}
+
+/// Begins a transaction, and writes the event into the inbox where one message can do both: false if it was there, none if
+/// that is yet to be done.
+async fn begin<DB: Server>(
+    database: &ServerDatabase<DB>,
+    entry: &Entry,
+    reads: bool,
+    limits: Limits,
+) -> Result<(Numbered<DB>, Option<bool>)> {
+    let insert = if reads { None } else { DB::in_text(&database.one(DB::INBOX), || entry.row(database)) };
+    let and = insert.as_deref().unwrap_or_default();
+    let (connection, begun) = database.begin_attempt(reads, limits, and).await.map_err(unentered)?;
+    match begun {
+        Ok(rows) => Ok((connection, insert.map(|_| rows > 0))),
+        Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => Ok((connection, Some(false))),
+        Err(error) => Err(unentered(database.explain(&error))),
     }
 }
 
@@ -172,12 +315,23 @@ pub(crate) struct Steps {
     told: Option<Arc<dyn Fn(&'static str) + Send + Sync>>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) planted: Option<Planted>,
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) group_time: Option<Duration>,
 }
 
 impl Steps {
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn told_to(&mut self, told: impl Fn(&'static str) + Send + Sync + 'static) {
         self.told = Some(Arc::new(told));
+    }
+
+    #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "there is nobody to tell"))]
+    pub(super) fn group_time(&self) -> Duration {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(time) = self.group_time {
+            return time;
+        }
+        batch::GROUP_TIME
     }
 
     #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "there is nobody to tell"))]
@@ -191,22 +345,12 @@ impl Steps {
     }
 }
 
-/// What the end of a transaction depends on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct End {
-    pub(crate) shard: i64,
-    pub(crate) epoch: Epoch,
-    /// How long the lease holds still.
-    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "on MySQL the fence goes with the commit"))]
-    pub(crate) left: Duration,
-}
-
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ended {
     Committed,
-    /// The fence has another epoch, or is not there.
-    Replaced(Option<i64>),
+    /// A fence has another epoch, or is not there.
+    Replaced,
     /// By the handler itself, some time ago.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL does not tell"))]
     Before,
@@ -224,16 +368,9 @@ fn why<DB: Server>(database: &ServerDatabase<DB>, error: &sqlx::Error) -> Error 
 const ENDED: &str =
     "a handler ended its transaction itself: no `commit` or `rollback` of its own, but `tx.begin()`, and end that";
 
-const GONE_ON: &str = "a statement of the handler failed, and the handler said that it is done all the same: the database has given the transaction up. Return the error, or run what may fail inside `tx.begin()`";
+const WRITES: &str = "a handler writes in the transaction of a `ReadTx`: take `Tx` in its place";
 
-/// How long the lease holds still; at least a moment, since 0 is no limit.
-fn remaining<DB: Server>(lease: &Lease, database: &ServerDatabase<DB>) -> Duration {
-    if lease.is_forever() {
-        return LONGEST;
-    }
-    let left = lease.deadline().0.saturating_sub(database.clock().boot().0);
-    Duration::from_nanos(left).max(Duration::from_millis(1))
-}
+pub(super) const GONE_ON: &str = "a statement of the handler failed, and the handler said that it is done all the same: the database has given the transaction up. Return the error, or run what may fail inside `tx.begin()`";
 
 impl<DB: Server> TxDatabase for DB {}
 
@@ -250,6 +387,7 @@ impl<DB: Server> Lends for DB {
     fn lend<'a>(
         store: &'a (dyn Any + Send + Sync),
         call: &'a Call,
+        commits: Commits,
     ) -> BoxFuture<'a, Result<Option<Begun<ServerTx<DB>>>>> {
         Box::pin(async move {
             let Some(store) = store.downcast_ref::<SqlStore<ServerDatabase<DB>>>() else {
@@ -258,30 +396,29 @@ impl<DB: Server> Lends for DB {
             let database = store.home();
             let shard = database.shard(&call.origin().consumer, &call.origin().partition).await;
             let shard = shard.map_err(|e| Error::from(e).uncounted())?;
-            let connection = database.begin_attempt(Limits::until(call.deadline())).await;
-            let connection = connection.map_err(|e| Error::from(e).uncounted())?;
-            database.steps().reach("begun");
             let (origin, event) = (Arc::clone(call.origin()), Arc::clone(call.event_arc()));
+            let entry = Entry { origin, event, position: call.place().position, shard };
+            if commits == Commits::Shared {
+                return Ok(batch::lend(database, entry, call.deadline()).await?.map(|held| (held, None)));
+            }
+            let reads = commits == Commits::Nothing;
+            let (connection, written) = begin(database, &entry, reads, Limits::until(call.deadline())).await?;
+            database.steps().reach("begun");
             let (database, connection) = (database.clone(), Some(connection));
-            let mut held = Box::new(ServerTx { database, origin, event, shard, connection });
+            let mut held = Box::new(ServerTx { database, entry, connection, seat: None, reads });
+            if reads {
+                return Ok(Some((*held, None)));
+            }
             if let Err(error) = held.database.floors().check(shard) {
                 held.roll_back();
                 return Err(Error::from(error).uncounted());
             }
-            #[cfg(any(test, feature = "testing"))]
-            held.plant(Planted::LockedFirst).await?;
-            if enter(&mut held, call).await? {
-                #[cfg(any(test, feature = "testing"))]
-                held.plant(Planted::ReadFirst).await?;
-                if !enter_beside(&mut held, call).await? {
-                    return Ok(Some((*held, None)));
-                }
-                // Not here, so it is nothing that this database must have.
-                held.roll_back();
-                return Ok(None);
+            match held.enter(written).await? {
+                Entered::New => return Ok(Some((*held, None))),
+                // Perhaps by a commit whose answer was lost.
+                Entered::Before => held.has_effect(),
+                Entered::Elsewhere => {}
             }
-            // Perhaps by a commit whose answer was lost.
-            held.has_effect();
             held.roll_back();
             Ok(None)
         })
@@ -289,7 +426,7 @@ impl<DB: Server> Lends for DB {
 
     fn publish(held: &mut ServerTx<DB>, event: Event) -> BoxFuture<'_, Result<Option<Receipt>>> {
         Box::pin(async move {
-            let outbox = Outbox::new(held.origin.consumer.clone(), &held.database);
+            let outbox = Outbox::new(held.entry.origin.consumer.clone(), &held.database);
             outbox.publish(held, event).await
         })
     }
@@ -302,38 +439,4 @@ impl<DB: Server> Lends for DB {
     ) -> BoxFuture<'a, Result<Vec<Option<Receipt>>>> {
         Box::pin(outbox::write(home, how, transaction, events))
     }
-}
-
-/// Writes the event into the inbox, and answers whether it was not there. Where another has the same event in hand, it waits
-/// for the end of that.
-async fn enter<DB: Server>(held: &mut ServerTx<DB>, call: &Call) -> Result<bool> {
-    let (event, Origin { consumer, partition, .. }) = (call.event(), &**call.origin());
-    let args = vec![
-        consumer.into(),
-        (&event.source).into(),
-        (&event.id).into(),
-        Value::Text(partition.topic.clone().into()),
-        i64::from(partition.index).into(),
-        call.place().position.0.cast_signed().into(),
-        held.database.clock().now().unix_ms().into(),
-    ];
-    let statement = held.database.one(DB::INBOX);
-    match DB::execute(&mut *held, &statement, args).await {
-        Ok(inserted) => Ok(inserted > 0),
-        Err(error) if meaning::<DB>(&error) == Some(Meaning::Duplicate) => Ok(false),
-        Err(error) => Err(unentered(held.database.explain(&error))),
-    }
-}
-
-/// Writes the event into the tables of other systems, and answers whether one of them has it already.
-async fn enter_beside<DB: Server>(held: &mut ServerTx<DB>, call: &Call) -> Result<bool> {
-    let database = held.database.clone();
-    let (tables, now) = (database.beside(), database.clock().now());
-    beside::enter(&tables, &mut Within::new(&database, &mut **held), call, now).await.map_err(unentered)
-}
-
-fn unentered(error: StoreError) -> Error {
-    let refused = matches!(error, StoreError::Refused(_));
-    let error = Error::from(error);
-    if refused { error.permanent() } else { error.uncounted() }
 }
