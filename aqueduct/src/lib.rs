@@ -100,7 +100,7 @@ pub mod guide {
 mod handler;
 mod headers;
 mod layer;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "nats"))]
 mod lease;
 mod message;
 /// The broker on NATS JetStream (feature `nats`).

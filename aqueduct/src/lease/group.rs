@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::keeper::Held;
+use super::keeper::{Held, LastWords};
 use super::shares::{Owners, shares};
 use super::{Take, View};
 use crate::clock::{Boot, Lease};
-use crate::topic::{Epoch, Text};
+use crate::topic::{Epoch, Position, Text};
 
 /// From one beat to the next.
 const BEAT: Duration = Duration::from_secs(1);
@@ -44,6 +44,7 @@ pub(super) enum Action {
     LetGo {
         part: Text,
         epoch: Epoch,
+        floor: Option<Position>,
     },
     Take(Vec<Take>),
 }
@@ -66,7 +67,9 @@ pub(super) struct Group {
     heard: BTreeMap<Text, (u64, Boot)>,
     held: BTreeMap<Text, Held>,
     /// Parts that were let go of: under these epochs they are not held again, whatever the table says.
-    let_go: BTreeMap<Text, Epoch>,
+    let_go: BTreeMap<Text, (Epoch, LastWords)>,
+    /// Epochs above which parts are taken.
+    above: BTreeMap<Text, Epoch>,
     /// Another owns what is to come here.
     owed: bool,
 }
@@ -80,6 +83,7 @@ impl Group {
             heard: BTreeMap::new(),
             held: BTreeMap::new(),
             let_go: BTreeMap::new(),
+            above: BTreeMap::new(),
             owed: false,
         }
     }
@@ -111,10 +115,11 @@ impl Group {
     }
 
     /// Nothing is held under this epoch any more. Answers the epoch, if the part was held.
-    pub(super) fn let_go(&mut self, part: &Text) -> Option<Epoch> {
+    pub(super) fn let_go(&mut self, part: &Text, words: LastWords) -> Option<Epoch> {
         let held = self.held.remove(part)?;
         held.lease.renew(ENDED);
-        self.let_go.insert(part.clone(), held.epoch);
+        self.let_go.insert(part.clone(), (held.epoch, words));
+        self.above.extend(words.above.map(|above| (part.clone(), above)));
         Some(held.epoch)
     }
 
@@ -162,13 +167,14 @@ impl Group {
         let mut actions = Vec::new();
         for (part, record) in view.records.iter().filter(|(_, record)| record.session.as_ref() == Some(&self.session)) {
             let epoch = record.epoch;
-            if let_go.get(part).is_some_and(|gone| epoch <= *gone) {
-                self.let_go.insert(part.clone(), epoch);
-                actions.push(Action::LetGo { part: part.clone(), epoch });
+            if let Some((_, words)) = let_go.get(part).filter(|(gone, _)| epoch <= *gone) {
+                self.let_go.insert(part.clone(), (epoch, *words));
+                actions.push(Action::LetGo { part: part.clone(), epoch, floor: words.floor });
                 continue;
             }
             let known = before.get(part).filter(|held| held.epoch == epoch).cloned();
-            let held = known.unwrap_or_else(|| Held { epoch, lease: Lease::until(deadline), revoking: false });
+            let lease = || Lease::until(deadline);
+            let held = known.unwrap_or_else(|| Held { epoch, lease: lease(), revoking: false, floor: record.floor });
             held.lease.renew(deadline);
             self.held.insert(part.clone(), held);
         }
@@ -197,7 +203,7 @@ impl Group {
         self.owed = false;
         for (part, owner) in owners.iter().filter(|(part, _)| is_own(part)) {
             match owner {
-                None => takes.push(take(part, view)),
+                None => takes.push(take(part, view, self.above.get(*part))),
                 Some(owner) => self.owed |= **owner != self.session,
             }
         }
@@ -209,9 +215,10 @@ impl Group {
 /// A lease that holds at no time.
 const ENDED: Boot = Boot(0);
 
-fn take(part: &Text, view: &View) -> Take {
+fn take(part: &Text, view: &View, above: Option<&Epoch>) -> Take {
     let from = view.records.get(part).map(|record| record.epoch);
-    Take { part: part.clone(), from, to: Epoch(from.map_or(1, |epoch| epoch.0 + 1)) }
+    let above = from.max(above.copied()).map_or(0, |epoch| epoch.0);
+    Take { part: part.clone(), from, to: Epoch(above + 1) }
 }
 
 #[cfg(test)]
@@ -396,10 +403,10 @@ mod tests {
         watch.record("p", 1, Some("a"));
         watch.after(0);
         let lease = watch.lease("p");
-        assert_eq!(watch.group.let_go(&"p".into()), Some(Epoch(1)));
-        assert_eq!((lease.deadline(), watch.group.let_go(&"p".into())), (ENDED, None));
+        assert_eq!(watch.group.let_go(&"p".into(), LastWords::default()), Some(Epoch(1)));
+        assert_eq!((lease.deadline(), watch.group.let_go(&"p".into(), LastWords::default())), (ENDED, None));
         // The table was not told, or not yet.
-        let again = Action::LetGo { part: "p".into(), epoch: Epoch(1) };
+        let again = Action::LetGo { part: "p".into(), epoch: Epoch(1), floor: None };
         assert_eq!(watch.after(1_000), std::slice::from_ref(&again));
         assert_eq!(watch.after(1_000), [again]);
         assert!(watch.held().is_empty());

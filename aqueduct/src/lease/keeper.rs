@@ -12,7 +12,7 @@ use super::group::{Action, Group, SOON, Sent};
 use super::{Beat, LeaseError, LeaseTable, Member};
 use crate::clock::{Boot, Clock, Lease};
 use crate::outcome::BoxFuture;
-use crate::topic::{Epoch, Text};
+use crate::topic::{Epoch, Position, Text};
 
 /// How long the table has to answer a call. A lease outlives one that does not.
 const CALL: Duration = Duration::from_secs(2);
@@ -33,6 +33,8 @@ pub(crate) struct Held {
     pub(crate) lease: Lease,
     /// Another is to own it: finish or cancel its work, and [let go](Keeper::let_go). May be taken back.
     pub(crate) revoking: bool,
+    /// What an owner before has written down.
+    pub(crate) floor: Option<Position>,
 }
 
 /// Keeps one instance's leases on parts of a group's work, in a task of its own.
@@ -46,10 +48,19 @@ pub(crate) struct Keeper {
     task: AbortHandle,
 }
 
+/// What an owner leaves behind that lets go of a part.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LastWords {
+    /// Everything up to here is settled.
+    pub(crate) floor: Option<Position>,
+    /// If it is taken again here, under an epoch above this one.
+    pub(crate) above: Option<Epoch>,
+}
+
 /// What the user asks of the task.
 #[derive(Debug)]
 enum Request {
-    LetGo(Text, oneshot::Sender<()>),
+    LetGo(Text, LastWords, oneshot::Sender<()>),
     Leave(oneshot::Sender<()>),
 }
 
@@ -85,9 +96,9 @@ impl Keeper {
     /// work must have ended.
     ///
     /// Answers when the table has been told, or could not be; then it is told again.
-    pub(crate) async fn let_go(&self, part: &Text) {
+    pub(crate) async fn let_go(&self, part: &Text, words: LastWords) {
         let (done, answer) = oneshot::channel();
-        if self.requests.send(Request::LetGo(part.clone(), done)).await.is_ok() {
+        if self.requests.send(Request::LetGo(part.clone(), words, done)).await.is_ok() {
             // A task that has ended holds nothing.
             let _ = answer.await;
         }
@@ -178,7 +189,7 @@ impl Task {
                 tracing::warn!(group = %member.group, %session, "an instance has fallen silent and is struck off");
                 answered(table.strike(&member.group, &session, beat)).await
             }
-            Action::LetGo { part, epoch } => answered(table.let_go(member, &part, epoch, None)).await,
+            Action::LetGo { part, epoch, floor } => answered(table.let_go(member, &part, epoch, floor)).await,
             Action::Take(takes) => answered(table.take(member, &takes)).await,
         }
     }
@@ -200,8 +211,8 @@ impl Task {
             tokio::select! {
                 biased;
                 request = self.asked.recv() => match request {
-                    Some(Request::LetGo(part, done)) => {
-                        self.let_go(&part).await;
+                    Some(Request::LetGo(part, words, done)) => {
+                        self.let_go(&part, words).await;
                         // Who does not wait any more does not need to know.
                         let _ = done.send(());
                     }
@@ -218,10 +229,10 @@ impl Task {
         }
     }
 
-    async fn let_go(&mut self, part: &Text) {
-        let Some(epoch) = self.group.let_go(part) else { return };
+    async fn let_go(&mut self, part: &Text, words: LastWords) {
+        let Some(epoch) = self.group.let_go(part, words) else { return };
         self.tell();
-        if let Err(error) = answered(self.table.let_go(&self.member, part, epoch, None)).await {
+        if let Err(error) = answered(self.table.let_go(&self.member, part, epoch, words.floor)).await {
             tracing::warn!(group = %self.member.group, %part, %error, "a part was not let go of; it is tried again");
         }
     }

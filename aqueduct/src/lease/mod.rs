@@ -21,7 +21,7 @@ mod shares;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use keeper::{Held, Keeper};
+pub(crate) use keeper::{Held, Keeper, LastWords};
 
 /// A table of sessions and records.
 ///

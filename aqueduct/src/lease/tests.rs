@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::{Beat, Held, Keeper, LeaseError, LeaseTable, Member, Record, Take, View};
+use super::{Beat, Held, Keeper, LastWords, LeaseError, LeaseTable, Member, Record, Take, View};
 use crate::clock::{Clock, Lease};
 use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Position, Text};
@@ -238,7 +238,7 @@ async fn drain(keeper: Arc<Keeper>, clock: Clock) {
             owned.borrow_and_update().iter().filter(|(_, held)| held.revoking).map(|(part, _)| part.clone()).collect();
         for part in &revoking {
             tokio::time::sleep(clock.jitter(Duration::from_millis(300))).await;
-            keeper.let_go(part).await;
+            keeper.let_go(part, LastWords::default()).await;
         }
         if revoking.is_empty() && owned.changed().await.is_err() {
             return;
@@ -434,7 +434,7 @@ async fn a_part_that_nobody_else_is_to_have_comes_back_under_a_higher_epoch() {
     let part = ground.parts[0].clone();
     let instance = &ground.instances[&first];
     let before = instance.held()[&part].clone();
-    instance.keeper.let_go(&part).await;
+    instance.keeper.let_go(&part, LastWords::default()).await;
     assert!(instance.held().is_empty() && !before.lease.holds(&ground.world.clock));
     ground.whole_within(ms(1_200)).await;
     assert!(ground.instances[&first].held()[&part].epoch > before.epoch);
@@ -522,7 +522,7 @@ async fn fault(ground: &mut Ground, clock: &Clock) {
         (9 | 10, Some(one)) => {
             let (keeper, held) = (Arc::clone(&ground.instances[&one].keeper), ground.instances[&one].held());
             let part = held.into_keys().next();
-            drop(part.map(|part| tokio::spawn(async move { keeper.let_go(&part).await })));
+            drop(part.map(|part| tokio::spawn(async move { keeper.let_go(&part, LastWords::default()).await })));
         }
         (_, Some(one)) => ground.instances[&one].process.resume(),
         _ => {}

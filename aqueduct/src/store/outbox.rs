@@ -14,6 +14,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::error::StoreError;
 use crate::event::Event;
 pub(crate) use crate::lease::Held;
+use crate::lease::LastWords;
 use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Key, LaneId, Partition, Place, Text, Topic};
 
@@ -85,7 +86,7 @@ impl Keeper for crate::lease::Keeper {
     }
 
     fn let_go<'a>(&'a self, shard: &'a Text) -> BoxFuture<'a, ()> {
-        Box::pin(self.let_go(shard))
+        Box::pin(self.let_go(shard, LastWords::default()))
     }
 
     fn leave(&self) -> BoxFuture<'_, ()> {

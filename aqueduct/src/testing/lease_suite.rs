@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::lease::{Beat, Held, Keeper, LeaseTable, Member, Record, Take, View};
+use crate::lease::{Beat, Held, Keeper, LastWords, LeaseTable, Member, Record, Take, View};
 use crate::outcome::BoxFuture;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 use crate::store::sql::{Home, SqlLeases};
 use crate::topic::{Epoch, Position, Text};
 
@@ -44,10 +45,19 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[derive(Clone)]
 pub struct Leases(Vec<Arc<dyn LeaseTable>>);
 
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 impl<'a, H: Home> FromIterator<&'a H> for Leases {
     /// The table in a database, which may have been opened more than once.
     fn from_iter<T: IntoIterator<Item = &'a H>>(homes: T) -> Self {
         Self(homes.into_iter().map(|home| Arc::new(SqlLeases::new(Arc::new(home.clone()))) as _).collect())
+    }
+}
+
+#[cfg(feature = "nats")]
+impl From<&[crate::nats::NatsBroker]> for Leases {
+    /// The key-value buckets of a server, to which there may be more than one connection.
+    fn from(brokers: &[crate::nats::NatsBroker]) -> Self {
+        Self(brokers.iter().map(crate::nats::NatsBroker::leases).collect())
     }
 }
 
@@ -324,7 +334,7 @@ async fn keepers_share_the_parts(leases: Leases) {
     let revoked: Vec<Text> =
         of_first.borrow().iter().filter(|(_, held)| held.revoking).map(|(part, _)| part.clone()).collect();
     for part in &revoked {
-        first.let_go(part).await;
+        first.let_go(part, LastWords::default()).await;
     }
     wait(&mut of_second, |held| held.keys().eq(&revoked)).await;
     assert!(of_second.borrow().values().all(|held| held.epoch == Epoch(2) && held.lease.holds(&Clock::system())));

@@ -8,8 +8,7 @@ mod app;
 pub mod bench;
 pub mod broker_suite;
 pub mod format_suite;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
-#[doc(hidden)]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "nats"))]
 pub mod lease_suite;
 pub mod sim;
 pub mod store_suite;

@@ -197,7 +197,7 @@ impl Shared {
     }
 
     /// A request to JetStream's API.
-    async fn ask<T: DeserializeOwned>(
+    pub(super) async fn ask<T: DeserializeOwned>(
         &self,
         request: String,
         body: &impl Serialize,

@@ -65,6 +65,11 @@ impl Layout {
         format!("{}.{}.*.>", self.topic, self.partitions)
     }
 
+    /// The subjects of one partition.
+    pub(super) fn filter(&self, partition: u32) -> String {
+        format!("{}.{}.{partition}.>", self.topic, self.partitions)
+    }
+
     /// The partition of a key, by the server's hash: FNV-1a of 32 bits.
     pub(super) fn partition(&self, key: &[u8]) -> u32 {
         let hash = key.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
@@ -150,7 +155,7 @@ mod tests {
         ] {
             assert_eq!(orders.subject(3, kind), format!("shop.orders.16.3.{last}"));
         }
-        assert_eq!(orders.subjects(), "shop.orders.16.*.>");
+        assert_eq!((orders.subjects(), orders.filter(3)), ("shop.orders.16.*.>".into(), "shop.orders.16.3.>".into()));
     }
 
     #[test]

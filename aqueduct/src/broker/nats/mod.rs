@@ -3,13 +3,18 @@
 mod connect;
 mod declare;
 mod layout;
+mod lease;
+mod member;
+mod names;
 mod options;
 mod publish;
+mod reader;
 mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use async_nats::jetstream::stream::Config;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -74,6 +79,11 @@ impl NatsBroker {
     /// The broker at these addresses, with the usual [options](NatsOptions), which say how addresses are written.
     pub async fn connect(urls: impl AsRef<str>) -> Result<Self, BrokerError> {
         NatsOptions::new(urls).connect().await
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn leases(&self) -> Arc<dyn crate::lease::LeaseTable> {
+        Arc::new(lease::NatsLeases::new(Arc::clone(&self.0), 1))
     }
 
     fn with(link: Link, options: NatsOptions) -> Self {
@@ -180,13 +190,14 @@ impl Shared {
         self.link.ready(Instant::now() + self.options.publish_timeout).await
     }
 
-    async fn check_topic(&self, topic: &Topic) -> Result<(), BrokerError> {
+    /// The layout of a topic that is there, and the stream's settings.
+    async fn checked(&self, topic: &Topic) -> Result<(Arc<Layout>, Config), BrokerError> {
         let layout = self.layout(topic)?;
         self.ready().await?;
-        match self.stream(&layout).await? {
-            Some(there) => declare::check_layout(&there, &layout),
-            None => Err(BrokerError::NoSuchTopic { topic: topic.clone() }),
-        }
+        let there = self.stream(&layout).await?;
+        let there = there.ok_or_else(|| BrokerError::NoSuchTopic { topic: topic.clone() })?;
+        declare::check_layout(&there, &layout)?;
+        Ok((layout, there))
     }
 }
 
@@ -201,19 +212,13 @@ impl Broker for NatsBroker {
     }
 
     fn check_topic<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<(), BrokerError>> {
-        Box::pin(self.0.check_topic(topic))
+        Box::pin(async move { self.0.checked(topic).await.map(drop) })
     }
 
     fn join(&self, subscription: Subscription) -> BoxFuture<'_, Result<Arc<dyn Membership>, BrokerError>> {
         Box::pin(async move {
-            for topic in &subscription.topics {
-                self.0.check_topic(topic).await?;
-            }
-            let text = format!(
-                "the consumer {:?} cannot run: consuming from NATS is not built yet, publishing is",
-                subscription.consumer
-            );
-            Err(BrokerError::Refused(text))
+            let member = member::join(&self.0, subscription).await?;
+            Ok(Arc::new(member) as Arc<dyn Membership>)
         })
     }
 }

@@ -8,8 +8,10 @@ use bytes::Bytes;
 
 use super::layout::percent;
 use super::publish::Expected;
+use crate::clock::Timestamp;
 use crate::error::BrokerError;
 use crate::message::Message;
+use crate::topic::Topic;
 
 /// The header with the key: a subject could not hold each.
 pub(super) const KEY: &str = "Aqueduct-Key";
@@ -99,6 +101,24 @@ pub(super) fn from_percent(text: &str) -> Option<Vec<u8>> {
         bytes.extend_from_slice(&part.as_bytes()[2..]);
     }
     Some(bytes)
+}
+
+/// The message that was read, and stored at so many nanoseconds since 1970.
+pub(super) fn message(topic: &Topic, read: &async_nats::Message, stored_at: i128) -> Message {
+    let mut message = Message::new(topic, read.payload.clone());
+    let ms = i64::try_from(stored_at.div_euclid(1_000_000)).unwrap_or(i64::MAX);
+    message.stored_at = Some(Timestamp::from_unix_ms(ms));
+    for (name, values) in read.headers.iter().flat_map(HeaderMap::iter) {
+        let name: &str = name.as_ref();
+        for value in values {
+            if name.eq_ignore_ascii_case(KEY) {
+                message.key = Some(decode(value.as_str()));
+            } else if !is_reserved(name) {
+                message.headers.add(name, decode(value.as_str()));
+            }
+        }
+    }
+    message
 }
 
 #[cfg(test)]

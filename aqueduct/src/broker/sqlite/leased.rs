@@ -12,7 +12,7 @@ use super::consumer::{Enter, Right};
 use super::member::{Inner, RELEASE_RETRY};
 use crate::clock::Clock;
 use crate::error::BrokerError;
-use crate::lease::{Held, Keeper, LeaseTable};
+use crate::lease::{Held, Keeper, LastWords, LeaseTable};
 use crate::topic::Text;
 
 /// A consumer is one part of its group's work.
@@ -59,7 +59,7 @@ impl Leased {
 
     /// Another instance has written under a higher epoch: whoever is to own it then does so under one above that.
     pub(super) async fn give_up(&self) {
-        self.keeper.let_go(&WHOLE).await;
+        self.keeper.let_go(&WHOLE, LastWords::default()).await;
     }
 
     pub(super) async fn leave(&self) {

@@ -91,7 +91,7 @@ impl Table {
 }
 
 fn held(epoch: u64, lease: &Lease) -> BTreeMap<Text, Held> {
-    let held = Held { epoch: Epoch(epoch), lease: lease.clone(), revoking: false };
+    let held = Held { epoch: Epoch(epoch), lease: lease.clone(), revoking: false, floor: None };
     (0..SHARDS).map(|shard| (shard.to_string().into(), held.clone())).collect()
 }
 
