@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -16,12 +17,14 @@ use crate::clock::{Boot, Clock, Lease};
 use crate::error::BrokerError;
 use crate::lease::{Held, Keeper, LastWords};
 use crate::outcome::BoxFuture;
-use crate::policy::defaults;
 use crate::topic::{Epoch, Partition, Position, Text};
 
 /// What is read ahead of the engine in one partition.
 const AHEAD_MAX: usize = 256;
 const AHEAD_BYTES_MAX: usize = 4 << 20;
+
+/// How long an owner has to finish what it has in hand of a partition that is to go to another; as long as a stop takes.
+const GIVE_UP: Duration = Duration::from_secs(30);
 
 /// The membership of one instance.
 pub(super) struct NatsMember {
@@ -127,7 +130,7 @@ async fn follow(inner: Arc<Inner>, mut owned: watch::Receiver<BTreeMap<Text, Hel
 
 /// The one that was to give a partition up may have gone meanwhile.
 async fn take_away(inner: Weak<Inner>, partition: Partition, until: Boot) {
-    tokio::time::sleep(defaults::SHUTDOWN).await;
+    tokio::time::sleep(GIVE_UP).await;
     if let Some(inner) = inner.upgrade() {
         inner.take_away(&partition, until).await;
     }
@@ -158,7 +161,7 @@ impl Inner {
             }
             let Some(open) = state.open.get_mut(partition) else { continue };
             if held.revoking && open.revoking.is_none() {
-                let until = self.clock.boot().after(defaults::SHUTDOWN);
+                let until = self.clock.boot().after(GIVE_UP);
                 open.revoking = Some(until);
                 tokio::spawn(take_away(Arc::downgrade(self), partition.clone(), until));
                 // The engine hears of it when it owns it.
