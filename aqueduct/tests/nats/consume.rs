@@ -335,3 +335,25 @@ async fn readers_and_leases_that_are_deleted_are_made_again() {
     instance.stop().await;
     seen.check_order();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_partition_is_not_stopped_because_others_have_expired() {
+    let (broker, topic, raw) = (shared().await, topic(), raw().await);
+    broker.declare(NatsTopic::new(topic.clone()).max_age(Duration::from_secs(2))).await.unwrap();
+    let (tell, mut seen) = Seen::new();
+    let instance = Instance::start(serve(&broker, &topic, 0, tell.clone()));
+    publish_all(&broker, &topic, 20, 0..10).await;
+    seen.all(20, 10).await;
+    let before = readers(&raw, &topic).await;
+    assert_eq!(before.len(), 16);
+    // All but the partition of the last event.
+    let begun_anew =
+        async { while readers(&raw, &topic).await.iter().filter(|reader| before.contains(reader)).count() > 1 {} };
+    tokio::time::timeout(LONG, begun_anew).await.expect("they are begun anew");
+    instance.stop().await;
+    let instance = Instance::start(serve(&broker, &topic, 1, tell));
+    publish_all(&broker, &topic, 20, 10..11).await;
+    seen.all(20, 11).await;
+    instance.stop().await;
+    seen.check_once(11);
+}

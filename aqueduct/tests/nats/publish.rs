@@ -213,11 +213,3 @@ async fn after_a_drain_nothing_is_taken() {
     assert!(matches!(error, BrokerError::Closed), "{error}");
     assert!(matches!(broker.check_topic(&topic).await, Err(BrokerError::Closed)));
 }
-
-#[tokio::test]
-async fn consuming_says_that_it_is_not_built_yet() {
-    let (broker, topic) = declared().await;
-    let subscription = aqueduct::broker::Subscription::new("mail", vec![topic]);
-    let error = broker.join(subscription).await.err().unwrap();
-    assert!(error.to_string().contains("not built yet"), "{error}");
-}
