@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aqueduct::broker::Broker;
+use aqueduct::broker::{Broker, Subscription};
 use aqueduct::nats::{NatsBroker, NatsOptions, NatsTopic};
 use aqueduct::{BrokerError, Topic};
 use aqueduct_servers::{Nats, Options};
@@ -126,6 +126,21 @@ async fn who_may_not_publish_is_told_at_once_and_others_are_not_disturbed() {
     let text = error.to_string();
     assert!(text.contains("no permission for orders.16.") && text.contains("allow this user to publish"), "{text}");
     assert!(!error.is_transient());
+}
+
+#[tokio::test]
+async fn who_may_not_make_a_bucket_for_leases_is_told_so_when_it_joins() {
+    let rights =
+        |more: &str| format!("{{ publish: [\"orders.>\", \"$JS.API.STREAM.INFO.>\"{more}], subscribe: \"_INBOX.>\" }}");
+    let join = async |server: &Nats| {
+        let _root = root(server).await;
+        let joined = shop(server).await.join(Subscription::new("mail", vec!["orders".into()])).await;
+        joined.err().unwrap().to_string()
+    };
+    let text = join(&with_permissions(&rights(""))).await;
+    assert!(text.contains("no permission for $JS.API.STREAM.CREATE.KV_aq_mail"), "{text}");
+    let text = join(&with_permissions(&rights(", \"$JS.API.STREAM.CREATE.>\""))).await;
+    assert!(text.contains("no permission for $JS.API.CONSUMER.CREATE.KV_aq_mail"), "{text}");
 }
 
 #[tokio::test]

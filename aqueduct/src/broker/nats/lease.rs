@@ -234,8 +234,10 @@ impl NatsLeases {
     pub(super) async fn open(&self, group: &Text) -> Result<(), BrokerError> {
         self.make(&bucket(group)).await?;
         let seen = async { self.bucket(group).await?.seen(0).await.map(drop) };
-        let late = |_| format!("no answer within {:?}", self.shared.options.ack_timeout);
-        let seen = tokio::time::timeout(self.shared.options.ack_timeout, seen).await.map_err(late);
+        let (link, limit) = (&self.shared.link, self.shared.options.ack_timeout);
+        let watched = format!("{}.CONSUMER.CREATE.KV_{}", link.api, bucket(group));
+        let seen = link.answer(link.mark(), &watched, tokio::time::timeout(limit, seen)).await?;
+        let seen = seen.map_err(|_| format!("no answer within {limit:?}"));
         let why = match seen {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error.to_string(),
