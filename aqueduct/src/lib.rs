@@ -55,6 +55,7 @@
 //! |---|---|
 //! | `sqlite` | a durable broker and store in one SQLite file, [`Tx`] and [`Outbox`] on it. Defaults to off |
 //! | `postgres`, `mysql` | a durable store in a PostgreSQL, MySQL or MariaDB database, [`Tx`], the outbox and its relay. Defaults to off |
+//! | `nats` | a broker on NATS JetStream; publishing so far. Defaults to off |
 //! | `testing` | the test kit: `TestApp` for tests of your handlers, the suites for adapters. Defaults to off |
 
 pub mod broker;
@@ -102,6 +103,11 @@ mod layer;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 mod lease;
 mod message;
+/// The broker on NATS JetStream (feature `nats`).
+#[cfg(feature = "nats")]
+pub mod nats {
+    pub use crate::broker::nats::{Expected, NatsBroker, NatsConnection, NatsOptions, NatsTopic};
+}
 mod outcome;
 mod pattern;
 mod policy;

@@ -36,6 +36,11 @@ impl Account {
         Ok(Self { other: Some(other.context("there is no account `nobody` that could run a server")?) })
     }
 
+    /// Ours, for a server that does not mind.
+    pub(crate) fn own() -> Self {
+        Self { other: None }
+    }
+
     /// The name for the cache of what was made as this account.
     pub(crate) fn name(&self) -> &str {
         self.other.as_ref().map_or("self", |other| &other.name)

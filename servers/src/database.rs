@@ -16,6 +16,16 @@ pub const POSTGRES_VARIABLE: &str = "AQUEDUCT_TEST_POSTGRES";
 /// The variable with the address of the MariaDB or MySQL server that tests share, for a user who may create databases.
 pub const MARIADB_VARIABLE: &str = "AQUEDUCT_TEST_MARIADB";
 
+/// The variable with the address of the NATS server with JetStream that tests share.
+pub const NATS_VARIABLE: &str = "AQUEDUCT_TEST_NATS";
+
+/// The address of the shared NATS server. Fails if none is named in [`NATS_VARIABLE`], and says how to get one.
+///
+/// A test makes streams with a [`fresh_name`].
+pub fn nats_url() -> Result<String> {
+    named(NATS_VARIABLE)
+}
+
 /// A fresh PostgreSQL database on the shared server. Fails if no server is named in [`POSTGRES_VARIABLE`], and says how to get one.
 pub fn postgres_database() -> Result<Database> {
     Database::create(Client::Postgres, shared(POSTGRES_VARIABLE, 5432)?)
@@ -27,13 +37,16 @@ pub fn mariadb_database() -> Result<Database> {
 }
 
 fn shared(variable: &str, usual_port: u16) -> Result<Address> {
-    let url = std::env::var(variable).ok().filter(|url| !url.is_empty()).with_context(|| {
+    Address::parse(&named(variable)?, usual_port).with_context(|| format!("the variable {variable}"))
+}
+
+fn named(variable: &str) -> Result<String> {
+    std::env::var(variable).ok().filter(|url| !url.is_empty()).with_context(|| {
         format!(
             "{variable} names no server: run the tests with `cargo xtask test`, or start servers with `cargo xtask servers` and \
              copy the lines that it prints"
         )
-    })?;
-    Address::parse(&url, usual_port).with_context(|| format!("the variable {variable}"))
+    })
 }
 
 /// A database that is empty at first and dropped with this guard, together with the connections that are still open to it.
@@ -79,8 +92,8 @@ impl Drop for Database {
     }
 }
 
-/// No other test's, in this process or another.
-fn fresh_name() -> Result<String> {
+/// A name that no other test has, in this process or another: letters, digits and underscores.
+pub fn fresh_name() -> Result<String> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
     Ok(format!("aqueduct_{}_{}_{now}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))

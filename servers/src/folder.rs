@@ -79,8 +79,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     read(Command::new("cp").arg("-a").arg(from).arg(to)).map(drop)
 }
 
-/// Where templates are kept.
-fn cache() -> PathBuf {
+/// Where templates and servers are kept.
+pub(crate) fn cache() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
     cache.unwrap_or_else(std::env::temp_dir).join("aqueduct-servers")
@@ -104,7 +104,7 @@ fn folder(path: &Path, mode: u32) -> Result<()> {
     DirBuilder::new().recursive(true).mode(mode).create(path).with_context(|| path.display().to_string())
 }
 
-fn lock(path: &Path) -> Result<File> {
+pub(crate) fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).with_context(|| path.display().to_string())?;
     file.lock().with_context(|| path.display().to_string())?;
     Ok(file)

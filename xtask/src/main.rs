@@ -60,7 +60,7 @@ enum Command {
         /// Only this one.
         name: Option<String>,
     },
-    /// Starts the database servers that tests share, for work by hand, until Ctrl-C; installs what is missing.
+    /// Starts the servers that tests share, for work by hand, until Ctrl-C; installs what is missing.
     Servers,
 }
 

@@ -1,9 +1,9 @@
-//! The database servers that tests share.
+//! The servers that tests share.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aqueduct_servers::{MARIADB_VARIABLE, MariaDb, Options, POSTGRES_VARIABLE, Postgres};
+use aqueduct_servers::{MARIADB_VARIABLE, MariaDb, NATS_VARIABLE, Nats, Options, POSTGRES_VARIABLE, Postgres};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -14,6 +14,7 @@ pub(crate) struct Servers {
     env: Vec<(&'static str, String)>,
     _postgres: Option<Postgres>,
     _mariadb: Option<MariaDb>,
+    _nats: Option<Nats>,
 }
 
 impl Servers {
@@ -23,12 +24,14 @@ impl Servers {
         let wanted = |variable| std::env::var_os(variable).is_none_or(|url| url.is_empty());
         let postgres = wanted(POSTGRES_VARIABLE).then(|| Postgres::start(Options::new())).transpose()?;
         let mariadb = wanted(MARIADB_VARIABLE).then(|| MariaDb::start(Options::new())).transpose()?;
+        let nats = wanted(NATS_VARIABLE).then(|| Nats::start(Options::new())).transpose()?;
         let urls = [
             (POSTGRES_VARIABLE, postgres.as_ref().map(|s| s.url("postgres"))),
             (MARIADB_VARIABLE, mariadb.as_ref().map(|s| s.url("aqueduct"))),
+            (NATS_VARIABLE, nats.as_ref().map(Nats::url)),
         ];
         let env = urls.into_iter().filter_map(|(variable, url)| Some((variable, url?))).collect();
-        Ok(Self { env, _postgres: postgres, _mariadb: mariadb })
+        Ok(Self { env, _postgres: postgres, _mariadb: mariadb, _nats: nats })
     }
 
     /// Starts servers for programs whose sources, a file or a folder below the root, name them; for others it takes no time.
@@ -44,7 +47,7 @@ impl Servers {
 
 /// Installs the servers that are missing.
 pub(crate) fn install() -> Result<()> {
-    aqueduct_servers::install().context("the tests of the stores in PostgreSQL and MariaDB need real servers")
+    aqueduct_servers::install().context("the tests of stores and brokers need real servers")
 }
 
 /// Starts servers, prints where they are, and ends them at Ctrl-C.
@@ -65,6 +68,6 @@ fn names_servers(path: &Path) -> bool {
     if path.is_dir() {
         return std::fs::read_dir(path).into_iter().flatten().flatten().any(|entry| names_servers(&entry.path()));
     }
-    let names = ["aqueduct_servers", POSTGRES_VARIABLE, MARIADB_VARIABLE];
+    let names = ["aqueduct_servers", POSTGRES_VARIABLE, MARIADB_VARIABLE, NATS_VARIABLE];
     std::fs::read_to_string(path).is_ok_and(|text| names.iter().any(|name| text.contains(name)))
 }

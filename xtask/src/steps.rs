@@ -33,14 +33,14 @@ const STEPS: &[Step] = &[
         what: "5,000 more fixed seeds, some 20 s (simulator only: no broker needs a server yet)",
         run: || sim::more_fixed(5_000),
     },
-    Step { name: "servers", what: "database servers found or installed", run: servers::install },
+    Step { name: "servers", what: "database servers and NATS found or installed", run: servers::install },
     Step { name: "examples", what: "the course runs to its end", run: examples },
     Step {
         name: "build",
         what: "all tests compile",
         run: || show(&mut cargo(&["test", "--workspace", "--all-features", "--no-run"])),
     },
-    Step { name: "test", what: "all tests and doc tests, with database servers", run: test },
+    Step { name: "test", what: "all tests and doc tests, with real servers", run: test },
 ];
 
 /// Prints the steps.

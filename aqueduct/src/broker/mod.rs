@@ -15,6 +15,8 @@ use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Partition, Position, Text, Topic};
 
 pub mod memory;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 

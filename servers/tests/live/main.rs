@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot prepare itself has failed")]
 
 mod mariadb;
+mod nats;
 mod orphan;
 mod pgbouncer;
 mod postgres;

@@ -1,0 +1,190 @@
+//! Where the events of a topic lie: one stream, whose subjects name the partition.
+
+use std::fmt::Write as _;
+
+use crate::error::BrokerError;
+use crate::topic::Topic;
+
+/// How many partitions a topic has unless it says otherwise.
+pub(super) const PARTITIONS: u32 = 16;
+
+/// The most that a server with a consumer for each partition is asked to bear.
+const PARTITIONS_MAX: u32 = 4_096;
+
+/// Types that are longer are left out of the subject, which must fit into a line of the protocol with the topic.
+const TYPE_BYTES_MAX: usize = 512;
+
+/// The server's limit.
+const STREAM_NAME_BYTES_MAX: usize = 255;
+
+/// What stands for a type that is not known, or too long.
+const NO_TYPE: &str = "_";
+
+/// The layout of a declared topic: the subject of an event is `<topic>.<P>.<p>.<type>`.
+///
+/// P, the number of partitions, is in the subject, so that the server refuses a publisher with another P. Partition p is the
+/// server's own `partition(P, key)`: by the transform `<from>.* -> <topic>.<P>.{{partition(P,1)}}.<type>` a plain NATS
+/// publisher, whose key is a token of the subject, lands in the same one.
+#[derive(Debug)]
+pub(super) struct Layout {
+    topic: Topic,
+    partitions: u32,
+    stream: String,
+}
+
+impl Layout {
+    pub(super) fn new(topic: &Topic, partitions: u32) -> Result<Self, BrokerError> {
+        topic.check()?;
+        if let Some(fault) = fault(topic.as_str()) {
+            let text = format!("topic {topic:?} cannot be a NATS subject: {fault}; choose another name");
+            return Err(BrokerError::Refused(text));
+        }
+        if !partitions.is_power_of_two() || partitions > PARTITIONS_MAX {
+            let text = format!(
+                "topic {topic:?} cannot have {partitions} partitions: it must be a power of two, at most {PARTITIONS_MAX}"
+            );
+            return Err(BrokerError::Refused(text));
+        }
+        Ok(Self { topic: topic.clone(), partitions, stream: stream(topic.as_str()) })
+    }
+
+    pub(super) fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    pub(super) fn partitions(&self) -> u32 {
+        self.partitions
+    }
+
+    pub(super) fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// All subjects of the topic.
+    pub(super) fn subjects(&self) -> String {
+        format!("{}.{}.*.>", self.topic, self.partitions)
+    }
+
+    /// The partition of a key, by the server's hash: FNV-1a of 32 bits.
+    pub(super) fn partition(&self, key: &[u8]) -> u32 {
+        let hash = key.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        hash % self.partitions
+    }
+
+    /// The subject of an event. A type keeps its dots, so that `order.placed` can be filtered by `order.*`; what is no printable
+    /// ASCII character, and `*`, `>` and `%`, are percent-encoded, and so are dots that would leave a token empty. The
+    /// subject's type is for filters and for eyes: it is read from the headers.
+    pub(super) fn subject(&self, partition: u32, kind: Option<&str>) -> String {
+        let mut subject = format!("{}.{}.{partition}.", self.topic, self.partitions);
+        let begin = subject.len();
+        let kind = kind.unwrap_or_default();
+        let dots = !kind.split('.').any(str::is_empty);
+        for byte in kind.bytes() {
+            match byte {
+                b'.' if dots => subject.push('.'),
+                b'*' | b'>' | b'%' | b'.' => percent(&mut subject, &[byte]),
+                byte if byte.is_ascii_graphic() => subject.push(char::from(byte)),
+                byte => percent(&mut subject, &[byte]),
+            }
+        }
+        if subject.len() == begin || subject.len() - begin > TYPE_BYTES_MAX {
+            subject.truncate(begin);
+            subject.push_str(NO_TYPE);
+        }
+        subject
+    }
+}
+
+/// The name of a topic's stream: the topic's own but for what streams must not have: `.` becomes `~`, and `/`, `\`, `%` and `~` are
+/// percent-encoded. No two topics share one.
+fn stream(topic: &str) -> String {
+    let mut name = String::with_capacity(topic.len());
+    for c in topic.chars() {
+        match c {
+            '.' => name.push('~'),
+            '/' | '\\' | '%' | '~' => percent(&mut name, c.to_string().as_bytes()),
+            c => name.push(c),
+        }
+    }
+    name
+}
+
+/// Why a topic's name is no beginning of a subject, or makes a stream's name too long.
+fn fault(topic: &str) -> Option<&'static str> {
+    let escaped = topic.bytes().filter(|byte| matches!(byte, b'/' | b'\\' | b'%' | b'~')).count();
+    match topic {
+        t if t.split('.').any(str::is_empty) => Some("a dot begins it, ends it or follows another"),
+        t if t.contains(['*', '>']) => Some("`*` and `>` stand for many subjects"),
+        t if t.starts_with('$') || t.starts_with("_INBOX") => Some("subjects that begin so are the server's own"),
+        t if t.len() + 2 * escaped > STREAM_NAME_BYTES_MAX => Some("it has too many of `/`, `\\`, `%` and `~`"),
+        _ => None,
+    }
+}
+
+/// Appends bytes as `%XX`.
+pub(super) fn percent(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        let _ = write!(text, "%{byte:02X}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(topic: &str) -> Layout {
+        Layout::new(&topic.into(), PARTITIONS).unwrap()
+    }
+
+    #[test]
+    fn a_subject_names_topic_partitions_partition_and_type() {
+        let orders = layout("shop.orders");
+        for (kind, last) in [
+            (Some("order.placed"), "order.placed"),
+            (None, "_"),
+            (Some(""), "_"),
+            (Some("a..b"), "a%2E%2Eb"),
+            (Some(".a"), "%2Ea"),
+            (Some("a b*>%é"), "a%20b%2A%3E%25%C3%A9"),
+            (Some(&"x".repeat(513)), "_"),
+        ] {
+            assert_eq!(orders.subject(3, kind), format!("shop.orders.16.3.{last}"));
+        }
+        assert_eq!(orders.subjects(), "shop.orders.16.*.>");
+    }
+
+    #[test]
+    fn no_two_topics_share_a_stream() {
+        let names = ["a.b", "a~b", "a_b", "a/b", "a%2Fb", "ab"].map(|topic| layout(topic).stream);
+        assert_eq!(names, ["a~b", "a%7Eb", "a_b", "a%2Fb", "a%252Fb", "ab"]);
+    }
+
+    #[test]
+    fn a_topic_that_is_no_subject_says_why() {
+        for (topic, why) in [
+            ("a..b", "dot"),
+            ("a.*", "many"),
+            ("$JS.x", "server's own"),
+            ("_INBOX.x", "server's own"),
+            (&"%".repeat(100), "too many"),
+            ("a b", "white space"),
+        ] {
+            let error = Layout::new(&topic.into(), 16).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        for partitions in [0, 3, 8_192] {
+            let error = Layout::new(&"a".into(), partitions).unwrap_err().to_string();
+            assert!(error.contains("power of two"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        // Published test vectors.
+        let all = Layout { topic: "a".into(), partitions: 1 << 31, stream: "a".into() };
+        assert_eq!(
+            [b"".as_slice(), b"a", b"foobar"].map(|key| all.partition(key)),
+            [0x811c_9dc5 % (1 << 31), 0xe40c_292c % (1 << 31), 0xbf9c_f968 % (1 << 31)]
+        );
+    }
+}
