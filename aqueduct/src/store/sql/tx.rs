@@ -29,8 +29,10 @@ use crate::topic::Topic;
 /// else writes to the file meanwhile, and after [`handler_limit`](crate::sqlite::SqliteOptions::handler_limit) the handler is
 /// dropped and its attempt has failed; `concurrency` is how many handlers can share a commit.
 ///
-/// The traps: no network inside, since locks are held meanwhile. No `commit` or `rollback` of your own. Do not move it into
-/// a spawned task.
+/// The traps: no network inside, since locks are held meanwhile. No `commit` or `rollback` of your own, nor what implies one, as
+/// `create` and `truncate` do in MySQL. An error with which the database gives the transaction up, such as a deadlock, must be
+/// returned. What you set for the session, limits of time above all, stays for the handlers that have the connection next: use
+/// `set local`, or set it back. Do not move it into a spawned task.
 ///
 /// ```
 /// # #[cfg(feature = "sqlite")] fn f() {

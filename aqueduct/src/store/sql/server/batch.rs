@@ -325,7 +325,7 @@ impl<DB: Server> Group<DB> {
             Ok(Ended::Committed) => {
                 let number = database.pools().number_of(connection.number);
                 let ours = self.members.iter().filter(|member| member.entered != Entered::Elsewhere);
-                ours.for_each(|member| member.entry.has_effect(&database, number));
+                ours.for_each(|member| member.entry.has_effect(&database, number, member.entered));
                 database.pools().give_back(connection);
                 self.members.into_iter().for_each(|member| member.answer(Ok(())));
             }
@@ -334,7 +334,7 @@ impl<DB: Server> Group<DB> {
                 drop(connection);
                 self.refused(&fences).await;
             }
-            Ok(Ended::Before) => self.lose(&database.pools().unavailable(ENDED)),
+            Ok(Ended::Before | Ended::Gone) => self.lose(&database.pools().unavailable(ENDED)),
             Err(why) => self.lose(&why),
         }
     }

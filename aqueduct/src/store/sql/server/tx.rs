@@ -128,11 +128,12 @@ impl<DB: Server> Unit for ServerTx<DB> {
             let ended = DB::end(&mut *self, &statement, &[fence]).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
-                    self.has_effect();
+                    self.has_effect(Entered::New);
                     self.give_back();
                 }
                 Ended::Replaced => return Err(self.entry.replaced(None)),
                 Ended::Before => return Err(Error::msg(ENDED).permanent()),
+                Ended::Gone => return Err(Error::msg(GONE)),
             }
             Ok(())
         })
@@ -177,9 +178,9 @@ impl<DB: Server> ServerTx<DB> {
     }
 
     /// The event has taken effect, as the connection says.
-    fn has_effect(&self) {
+    fn has_effect(&self, entered: Entered) {
         if let Some(Numbered { number, .. }) = &self.connection {
-            self.entry.has_effect(&self.database, self.database.pools().number_of(*number));
+            self.entry.has_effect(&self.database, self.database.pools().number_of(*number), entered);
         }
     }
 
@@ -232,8 +233,9 @@ impl Entry {
     }
 
     /// The event has taken effect, as the connection with this number says.
-    pub(super) fn has_effect<DB: Server>(&self, database: &ServerDatabase<DB>, number: u64) {
-        database.floors().effect(number, &self.origin.consumer, &self.event.source, &self.event.id);
+    pub(super) fn has_effect<DB: Server>(&self, database: &ServerDatabase<DB>, number: u64, entered: Entered) {
+        let effect = (self.origin.consumer.clone(), self.event.source.clone(), self.event.id.clone());
+        database.floors().effect(number, effect, entered == Entered::New);
     }
 
     pub(super) fn replaced(&self, held: Option<i64>) -> Error {
@@ -250,9 +252,12 @@ impl Entry {
         connection: &mut DB::Connection,
         written: Option<bool>,
     ) -> Result<Entered> {
-        let written = match written {
-            Some(written) => Ok(written),
-            None => DB::execute(connection, &database.one(DB::INBOX), self.row(database)).await.map(|rows| rows > 0),
+        let written = if let Some(written) = written {
+            Ok(written)
+        } else {
+            let row = self.row(database);
+            DB::check(&row).map_err(unentered)?;
+            DB::execute(connection, &database.one(DB::INBOX), row).await.map(|rows| rows > 0)
         };
         match written {
             Ok(true) => {}
@@ -298,7 +303,13 @@ async fn begin<DB: Server>(
     reads: bool,
     limits: Limits,
 ) -> Result<(Numbered<DB>, Option<bool>)> {
-    let insert = if reads { None } else { DB::in_text(&database.one(DB::INBOX), || entry.row(database)) };
+    let insert = if reads {
+        None
+    } else {
+        let row = entry.row(database);
+        DB::check(&row).map_err(unentered)?;
+        DB::in_text(&database.one(DB::INBOX), row)
+    };
     let and = insert.as_deref().unwrap_or_default();
     let (connection, begun) = database.begin_attempt(reads, limits, and).await.map_err(unentered)?;
     match begun {
@@ -351,6 +362,9 @@ pub(crate) enum Ended {
     Committed,
     /// A fence has another epoch, or is not there.
     Replaced,
+    /// By the handler itself, or by the database after an error of a statement, some time ago; it does not tell.
+    #[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "PostgreSQL tells"))]
+    Gone,
     /// By the handler itself, some time ago.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL does not tell"))]
     Before,
@@ -367,6 +381,8 @@ fn why<DB: Server>(database: &ServerDatabase<DB>, error: &sqlx::Error) -> Error 
 /// What a handler may not do.
 const ENDED: &str =
     "a handler ended its transaction itself: no `commit` or `rollback` of its own, but `tx.begin()`, and end that";
+
+const GONE: &str = "the transaction was over before its handler was: the database has given it up after an error of a statement, such as a deadlock, with which the handler went on, or the handler ended it itself. Return the error; no `commit` or `rollback` of its own, nor what implies one, as `create` and `truncate` do, but `tx.begin()`, and end that";
 
 const WRITES: &str = "a handler writes in the transaction of a `ReadTx`: take `Tx` in its place";
 
@@ -416,7 +432,7 @@ impl<DB: Server> Lends for DB {
             match held.enter(written).await? {
                 Entered::New => return Ok(Some((*held, None))),
                 // Perhaps by a commit whose answer was lost.
-                Entered::Before => held.has_effect(),
+                Entered::Before => held.has_effect(Entered::Before),
                 Entered::Elsewhere => {}
             }
             held.roll_back();
