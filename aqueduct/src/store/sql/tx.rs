@@ -148,9 +148,7 @@ impl<DB: TxDatabase> Tx<DB> {
             None => unreachable!("it is taken only when this is dropped"),
         }
     }
-}
 
-impl<DB: TxDatabase> Tx<DB> {
     async fn take(call: &Call, commits: Commits) -> Result<Self, Rejection> {
         let Some(store) = call.origin().store.as_deref().filter(|store| DB::is_in(*store)) else {
             return Err(Rejection::Failed(Error::msg(DB::LACKS).permanent()));

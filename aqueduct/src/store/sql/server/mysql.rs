@@ -186,22 +186,12 @@ impl Calls for MySql {
     }
 
     fn in_text(insert: &Statement, args: Vec<Value>) -> Option<String> {
-        let mut parts = insert.sql.split('?');
-        let mut sql = parts.next()?.to_owned();
-        for (part, arg) in parts.zip(args) {
-            match arg {
-                Value::Int(int) => sql.push_str(&int.to_string()),
-                Value::Text(text) => push_hex(&mut sql, Some(text.as_str().as_bytes())),
-                Value::Blob(bytes) => push_hex(&mut sql, Some(&bytes)),
-                Value::Null(_) | Value::Ints(_) => push_hex(&mut sql, None),
-            }
-            sql.push_str(part);
-        }
-        Some(sql)
+        Some(with_lists(&insert.sql, &args, true))
     }
 
-    /// What is released is gone if the transaction is not the one that was begun. The look at the fences fails, by a subquery with too many rows, if one is not that of its epoch. Their arguments are put
-    /// in as numbers, since the commit goes with them in one message: no process can be stopped in between, with a fence locked.
+    /// What is released is gone if the transaction is not the one that was begun. The look at the fences fails, by a subquery
+    /// with too many rows, if one is not that of its epoch. Their arguments are put in as numbers, since the commit goes with
+    /// them in one message.
     fn end<'a>(
         connection: &'a mut MySqlConnection,
         fence: &'a Statement,
@@ -439,8 +429,8 @@ fn push_hex(sql: &mut String, value: Option<&[u8]>) {
     sql.push('\'');
 }
 
-/// Lists of numbers have no argument of their own here: they are put in, and other numbers too if that is wanted.
-fn with_lists(sql: &str, args: &[Value], numbers: bool) -> String {
+/// Lists of numbers have no argument of their own here: they are put in, and everything else too if that is wanted.
+fn with_lists(sql: &str, args: &[Value], all: bool) -> String {
     let mut parts = sql.split('?');
     let mut with = parts.next().unwrap_or_default().to_owned();
     for (part, arg) in parts.zip(args) {
@@ -455,9 +445,12 @@ fn with_lists(sql: &str, args: &[Value], numbers: bool) -> String {
                 let list = if list.is_empty() { "null" } else { &list };
                 with = format!("{before}in ({list}");
             }
-            (Value::Int(int), _) if numbers => {
+            (Value::Int(int), _) if all => {
                 let _ = write!(with, "{int}");
             }
+            (Value::Text(text), _) if all => push_hex(&mut with, Some(text.as_str().as_bytes())),
+            (Value::Blob(bytes), _) if all => push_hex(&mut with, Some(bytes)),
+            (Value::Null(_), _) if all => push_hex(&mut with, None),
             _ => with.push('?'),
         }
         with.push_str(part);

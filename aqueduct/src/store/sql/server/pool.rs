@@ -160,7 +160,7 @@ impl<DB: Server> Pools<DB> {
             // What goes with it may wait for a lock, and is told when that took too long.
             let beginning = async {
                 let connection: &mut DB::Connection = open.get().map_err(sqlx::Error::decode)?;
-                if let Some(prepare) = self.prepare.as_ref().filter(|_| had.is_none() && is_fresh::<DB>(connection)) {
+                if let Some(prepare) = self.prepare.as_ref().filter(|_| is_fresh::<DB>(connection)) {
                     DB::send(connection, prepare.clone()).await?;
                 }
                 begin_on::<DB>(connection, &sql, and).await
@@ -262,7 +262,7 @@ impl<DB: Server> Pools<DB> {
     }
 }
 
-/// No attempt was on it yet.
+/// Nothing is open on it, as sqlx counts.
 fn is_fresh<DB: Server>(connection: &DB::Connection) -> bool {
     DB::Manager::get_transaction_depth(connection) == 0
 }
@@ -270,7 +270,7 @@ fn is_fresh<DB: Server>(connection: &DB::Connection) -> bool {
 /// sqlx counts what is open, so that `begin` inside a transaction makes a savepoint. On a handler's connection it counts one from
 /// the first on, between transactions too: to be told of each end it sends a message of its own.
 async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str, and: &str) -> Result<u64, sqlx::Error> {
-    if DB::Manager::get_transaction_depth(connection) > 0 {
+    if !is_fresh::<DB>(connection) {
         return DB::send(connection, format!("{begin}; {and}")).await;
     }
     DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await?;

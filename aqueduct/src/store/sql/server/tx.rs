@@ -5,6 +5,7 @@
 //! waiting; read first without a lock, an owner that was replaced meanwhile would commit all the same.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::call::{Call, Origin};
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
-use crate::store::sql::dialect::Value;
+use crate::store::sql::dialect::{Database, Value};
 use crate::store::sql::outbox::{How, Outbox};
 use crate::store::sql::store::{HomeCalls, SqlStore};
 use crate::store::sql::tx::{Begun, Commits, Lends, TxDatabase};
@@ -32,6 +33,8 @@ use crate::topic::{Epoch, Position, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
 pub(super) const LONGEST: Duration = Duration::from_hours(1);
+
+const EPOCHS: &str = "select id, epoch from aq_shards where id in_ints(?)";
 
 /// How long a roll back may take.
 const ROLLED_BACK: Duration = Duration::from_secs(5);
@@ -131,7 +134,12 @@ impl<DB: Server> Unit for ServerTx<DB> {
                     self.has_effect(Entered::New);
                     self.give_back();
                 }
-                Ended::Replaced => return Err(self.entry.replaced(None)),
+                Ended::Replaced => {
+                    // Before anything else: the fence is locked.
+                    drop(self.connection.take());
+                    let held = epochs(&database, vec![self.entry.shard]).await.unwrap_or_default();
+                    return Err(self.entry.replaced(held.get(&self.entry.shard).copied()));
+                }
                 Ended::Before => return Err(Error::msg(ENDED).permanent()),
                 Ended::Gone => return Err(Error::msg(GONE)),
             }
@@ -255,8 +263,7 @@ impl Entry {
         let written = if let Some(written) = written {
             Ok(written)
         } else {
-            let row = self.row(database);
-            DB::check(&row).map_err(unentered)?;
+            let row = self.row(database)?;
             DB::execute(connection, &database.one(DB::INBOX), row).await.map(|rows| rows > 0)
         };
         match written {
@@ -275,9 +282,10 @@ impl Entry {
         Ok(Entered::New)
     }
 
-    fn row<DB: Server>(&self, database: &ServerDatabase<DB>) -> Vec<Value> {
+    /// The row of the inbox, if it would be stored as it is.
+    fn row<DB: Server>(&self, database: &ServerDatabase<DB>) -> Result<Vec<Value>> {
         let Origin { consumer, partition, .. } = &*self.origin;
-        vec![
+        let row = vec![
             consumer.into(),
             (&self.event.source).into(),
             (&self.event.id).into(),
@@ -285,8 +293,19 @@ impl Entry {
             i64::from(partition.index).into(),
             self.position.0.cast_signed().into(),
             database.clock().now().unix_ms().into(),
-        ]
+        ];
+        DB::check(&row).map_err(unentered)?;
+        Ok(row)
     }
+}
+
+/// The epochs in the database, by shard.
+pub(super) async fn epochs<DB: Server>(
+    database: &ServerDatabase<DB>,
+    shards: Vec<i64>,
+) -> Result<BTreeMap<i64, i64>, StoreError> {
+    let rows = database.read().await?.fetch(EPOCHS, vec![Value::Ints(shards)]).await?;
+    rows.iter().map(|row| Ok((row.int(0)?, row.int(1)?))).collect()
 }
 
 fn unentered(error: StoreError) -> Error {
@@ -303,13 +322,7 @@ async fn begin<DB: Server>(
     reads: bool,
     limits: Limits,
 ) -> Result<(Numbered<DB>, Option<bool>)> {
-    let insert = if reads {
-        None
-    } else {
-        let row = entry.row(database);
-        DB::check(&row).map_err(unentered)?;
-        DB::in_text(&database.one(DB::INBOX), row)
-    };
+    let insert = if reads { None } else { DB::in_text(&database.one(DB::INBOX), entry.row(database)?) };
     let and = insert.as_deref().unwrap_or_default();
     let (connection, begun) = database.begin_attempt(reads, limits, and).await.map_err(unentered)?;
     match begun {
