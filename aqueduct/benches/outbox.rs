@@ -153,7 +153,7 @@ async fn relayed<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> f64 {
     let all = Arc::new(Notify::new());
     let broker = Counting {
         broker: MemoryBroker::new(),
-        left: AtomicI64::new((WARM + ROWS).cast_signed()).into(),
+        left: AtomicI64::new((WARM + ROWS).cast_signed()),
         all: Arc::clone(&all),
     };
     let relay = Running::start(home, broker);
@@ -170,7 +170,7 @@ async fn relayed<DB: Bench>(home: &ServerDatabase<DB>, pool: &Pool<DB>) -> f64 {
 /// A memory broker that tells when it has all: looking costs the more the less is left to be seen.
 struct Counting {
     broker: MemoryBroker,
-    left: Arc<AtomicI64>,
+    left: AtomicI64,
     all: Arc<Notify>,
 }
 

@@ -61,3 +61,4 @@ pub use nats::{Nats, NatsCluster};
 pub use options::Options;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
+pub use server::Server;

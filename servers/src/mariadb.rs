@@ -15,7 +15,7 @@ use crate::options::Options;
 use crate::postgres::data_folder;
 use crate::process::read;
 use crate::programs::{Kind, Places};
-use crate::server::{Ends, Ready, Server};
+use crate::server::{Ends, Ready, Server, is_server};
 
 const USER: &str = "aqueduct";
 
@@ -53,6 +53,8 @@ pub struct MariaDb {
     server: Server,
     data: PathBuf,
 }
+
+is_server!(MariaDb);
 
 impl MariaDb {
     /// Starts a server and waits until it takes connections. Fails, with the end of its log, if it does not; and if MariaDB is not
@@ -111,55 +113,9 @@ impl MariaDb {
         Client::MariaDb.query(&self.address(database), sql)
     }
 
-    /// Its port on 127.0.0.1, the same for as long as it lives.
-    pub fn port(&self) -> u16 {
-        self.server.port()
-    }
-
-    /// The number of its process; none while it is down.
-    pub fn pid(&self) -> Option<u32> {
-        self.server.pid()
-    }
-
     /// Where its data is.
     pub fn data(&self) -> &Path {
         &self.data
-    }
-
-    /// Kills it at once, as a crash does. Answers when it is gone.
-    pub fn kill(&self) -> Result<()> {
-        self.server.kill()
-    }
-
-    /// Ends it in the orderly way: connections are closed, everything is written.
-    pub fn stop(&self) -> Result<()> {
-        self.server.stop()
-    }
-
-    /// Starts it on the same port and data, after [`kill`](Self::kill) or [`stop`](Self::stop).
-    pub fn start_again(&self) -> Result<()> {
-        self.server.start_again_patiently()
-    }
-
-    /// Stops it in the orderly way and starts it again.
-    pub fn restart(&self) -> Result<()> {
-        self.stop()?;
-        self.start_again()
-    }
-
-    /// Suspends it: connections stay open, and nothing is answered. The kernel still takes new connections.
-    pub fn suspend(&self) -> Result<()> {
-        self.server.suspend()
-    }
-
-    /// Lets it go on.
-    pub fn resume(&self) -> Result<()> {
-        self.server.resume()
-    }
-
-    /// The last lines of its log.
-    pub fn log_tail(&self, lines: usize) -> String {
-        self.server.log_tail(lines)
     }
 }
 

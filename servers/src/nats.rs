@@ -15,7 +15,7 @@ use crate::folder::RunFolder;
 use crate::options::Options;
 use crate::postgres::data_folder;
 use crate::programs::{Kind, Places};
-use crate::server::{Ends, Ready, Server, free_port};
+use crate::server::{Ends, Ready, Server, free_port, is_server};
 
 type Settings = Arc<Mutex<Vec<(String, String)>>>;
 
@@ -26,6 +26,8 @@ pub struct Nats {
     data: PathBuf,
     settings: Settings,
 }
+
+is_server!(Nats);
 
 impl Nats {
     /// Starts a server and waits until it takes connections. Fails, with the end of its log, if it does not; and if NATS is not
@@ -67,55 +69,9 @@ impl Nats {
         settings.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Its port on 127.0.0.1, the same for as long as it lives.
-    pub fn port(&self) -> u16 {
-        self.server.port()
-    }
-
-    /// The number of its process; none while it is down.
-    pub fn pid(&self) -> Option<u32> {
-        self.server.pid()
-    }
-
     /// Where its streams are.
     pub fn data(&self) -> &Path {
         &self.data
-    }
-
-    /// Kills it at once, as a crash does. Answers when it is gone.
-    pub fn kill(&self) -> Result<()> {
-        self.server.kill()
-    }
-
-    /// Ends it in the orderly way.
-    pub fn stop(&self) -> Result<()> {
-        self.server.stop()
-    }
-
-    /// Starts it on the same port and data, after [`kill`](Self::kill) or [`stop`](Self::stop).
-    pub fn start_again(&self) -> Result<()> {
-        self.server.start_again_patiently()
-    }
-
-    /// Stops it in the orderly way and starts it again.
-    pub fn restart(&self) -> Result<()> {
-        self.stop()?;
-        self.start_again()
-    }
-
-    /// Suspends it: connections stay open, and nothing is answered. The kernel still takes new connections.
-    pub fn suspend(&self) -> Result<()> {
-        self.server.suspend()
-    }
-
-    /// Lets it go on.
-    pub fn resume(&self) -> Result<()> {
-        self.server.resume()
-    }
-
-    /// The last lines of its log.
-    pub fn log_tail(&self, lines: usize) -> String {
-        self.server.log_tail(lines)
     }
 }
 

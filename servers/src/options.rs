@@ -26,7 +26,8 @@ impl Options {
 
     /// A setting in the server's own words, such as `max_connections` or `innodb_lock_wait_timeout`; it is given on the command
     /// line, so `ALTER SYSTEM` does not change it. To NATS it is given as `name: value` in its configuration file, where the value may
-    /// be a block in braces; `jetstream.name` stands for a name in that block. Defaults to few settings that keep a server small and its commits durable.
+    /// be a block in braces; `jetstream.name` stands for a name in that block. Defaults to few settings that keep a server small
+    /// and its commits durable.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self

@@ -7,7 +7,7 @@ use crate::account::Account;
 use crate::address::Address;
 use crate::folder::RunFolder;
 use crate::programs::{Kind, Places};
-use crate::server::{Ends, Ready, Server};
+use crate::server::{Ends, Ready, Server, is_server};
 
 /// A PgBouncer in transaction mode before a PostgreSQL server: each transaction may run on another connection, so that nothing
 /// that belongs to a session holds. It ends when dropped.
@@ -16,6 +16,8 @@ pub struct PgBouncer {
     server: Server,
     postgres: Address,
 }
+
+is_server!(PgBouncer);
 
 impl PgBouncer {
     /// Starts it before the server with this address, and waits until it takes connections. Every database of the server is behind
@@ -43,46 +45,6 @@ impl PgBouncer {
     /// The address of a database behind it.
     pub fn url(&self, database: &str) -> String {
         Address { host: "127.0.0.1".into(), port: self.port(), ..self.postgres.database(database) }.url()
-    }
-
-    /// Its port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
-        self.server.port()
-    }
-
-    /// The number of its process; none while it is down.
-    pub fn pid(&self) -> Option<u32> {
-        self.server.pid()
-    }
-
-    /// Kills it at once, as a crash does.
-    pub fn kill(&self) -> Result<()> {
-        self.server.kill()
-    }
-
-    /// Ends it, once no transaction is under way.
-    pub fn stop(&self) -> Result<()> {
-        self.server.stop()
-    }
-
-    /// Starts it on the same port, after [`kill`](Self::kill) or [`stop`](Self::stop).
-    pub fn start_again(&self) -> Result<()> {
-        self.server.start_again_patiently()
-    }
-
-    /// Suspends it: connections stay open, and nothing is answered.
-    pub fn suspend(&self) -> Result<()> {
-        self.server.suspend()
-    }
-
-    /// Lets it go on.
-    pub fn resume(&self) -> Result<()> {
-        self.server.resume()
-    }
-
-    /// The last lines of its log.
-    pub fn log_tail(&self, lines: usize) -> String {
-        self.server.log_tail(lines)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::folder::{RunFolder, fresh};
 use crate::options::Options;
 use crate::process::read;
 use crate::programs::{Kind, Places};
-use crate::server::{Ends, Ready, Server};
+use crate::server::{Ends, Ready, Server, is_server};
 
 const USER: &str = "aqueduct";
 
@@ -38,6 +38,8 @@ pub struct Postgres {
     options: Options,
     data: PathBuf,
 }
+
+is_server!(Postgres);
 
 impl Postgres {
     /// Starts a server and waits until it takes connections. Fails, with the end of its log, if it does not; and if PostgreSQL is not
@@ -99,55 +101,9 @@ impl Postgres {
         Client::Postgres.query(&self.address(database), sql)
     }
 
-    /// Its port on 127.0.0.1, the same for as long as it lives.
-    pub fn port(&self) -> u16 {
-        self.server.port()
-    }
-
-    /// The number of its first process; none while it is down.
-    pub fn pid(&self) -> Option<u32> {
-        self.server.pid()
-    }
-
     /// Where its data is.
     pub fn data(&self) -> &Path {
         &self.data
-    }
-
-    /// Kills it and all its processes at once, as a crash does. Answers when none is left.
-    pub fn kill(&self) -> Result<()> {
-        self.server.kill()
-    }
-
-    /// Ends it in the orderly way: connections are closed, everything is written.
-    pub fn stop(&self) -> Result<()> {
-        self.server.stop()
-    }
-
-    /// Starts it on the same port and data, after [`kill`](Self::kill) or [`stop`](Self::stop).
-    pub fn start_again(&self) -> Result<()> {
-        self.server.start_again_patiently()
-    }
-
-    /// Stops it in the orderly way and starts it again.
-    pub fn restart(&self) -> Result<()> {
-        self.stop()?;
-        self.start_again()
-    }
-
-    /// Suspends it with all its processes: connections stay open, and nothing is answered. The kernel still takes new connections.
-    pub fn suspend(&self) -> Result<()> {
-        self.server.suspend()
-    }
-
-    /// Lets it go on.
-    pub fn resume(&self) -> Result<()> {
-        self.server.resume()
-    }
-
-    /// The last lines of its log.
-    pub fn log_tail(&self, lines: usize) -> String {
-        self.server.log_tail(lines)
     }
 
     /// Starts a standby that follows it asynchronously, with the same settings and a port of its own. It takes queries when this

@@ -41,10 +41,24 @@ pub(crate) struct Ends {
     pub(crate) drop: Signal,
 }
 
+/// Makes a kind of server the [`Server`] that it has.
+macro_rules! is_server {
+    ($kind:ty) => {
+        impl std::ops::Deref for $kind {
+            type Target = $crate::Server;
+
+            fn deref(&self) -> &$crate::Server {
+                &self.server
+            }
+        }
+    };
+}
+pub(crate) use is_server;
+
 type Line = Box<dyn Fn(u16) -> Result<Command> + Send + Sync>;
 
-/// A server.
-pub(crate) struct Server {
+/// A server as a process: what every kind can be made to do.
+pub struct Server {
     name: &'static str,
     run: RunFolder,
     port: u16,
@@ -62,7 +76,7 @@ impl Server {
         loop {
             server.port = free_port()?;
             tries -= 1;
-            match server.start_again() {
+            match server.start_once() {
                 Ok(()) => return Ok(server),
                 // Somebody else was faster with this port.
                 Err(Failure::PortTaken(_)) if tries > 0 => {}
@@ -71,11 +85,12 @@ impl Server {
         }
     }
 
-    /// Starts it on the same port and data. The port may have been taken meanwhile, for a moment, so it is tried for a while.
-    pub(crate) fn start_again_patiently(&self) -> Result<()> {
+    /// Starts it on the same port and data, after [`kill`](Self::kill) or [`stop`](Self::stop).
+    pub fn start_again(&self) -> Result<()> {
+        // The port may have been taken meanwhile, for a moment.
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match self.start_again() {
+            match self.start_once() {
                 Err(Failure::PortTaken(_)) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -84,7 +99,7 @@ impl Server {
         }
     }
 
-    fn start_again(&self) -> Result<(), Failure> {
+    fn start_once(&self) -> Result<(), Failure> {
         let mut process = self.lock();
         if process.is_some() {
             return Err(Failure::Other(anyhow!("{} runs already", self.name)));
@@ -136,41 +151,51 @@ impl Server {
         }
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// Its port on 127.0.0.1, the same for as long as it lives.
+    pub fn port(&self) -> u16 {
         self.port
     }
 
-    pub(crate) fn pid(&self) -> Option<u32> {
+    /// The number of its first process; none while it is down.
+    pub fn pid(&self) -> Option<u32> {
         let process = self.lock();
         process.as_ref().filter(|p| p.end().is_none()).map(|p| p.id().as_raw_pid().unsigned_abs())
     }
 
-    /// Ends it in the orderly way.
-    pub(crate) fn stop(&self) -> Result<()> {
+    /// Ends it in the orderly way: connections are closed, and what is in memory is written.
+    pub fn stop(&self) -> Result<()> {
         let Some(process) = self.lock().take() else { bail!("{} does not run", self.name) };
         end(&process, self.ends.stop)
     }
 
-    /// Kills it with all its processes, at once.
-    pub(crate) fn kill(&self) -> Result<()> {
+    /// Stops it in the orderly way and starts it again.
+    pub fn restart(&self) -> Result<()> {
+        self.stop()?;
+        self.start_again()
+    }
+
+    /// Kills it and all its processes at once, as a crash does. Answers when none is left.
+    pub fn kill(&self) -> Result<()> {
         let Some(process) = self.lock().take() else { bail!("{} does not run", self.name) };
         kill(&process)
     }
 
-    pub(crate) fn suspend(&self) -> Result<()> {
+    /// Suspends it with all its processes: connections stay open, and nothing is answered. The kernel still takes new connections.
+    pub fn suspend(&self) -> Result<()> {
         let process = self.lock();
         let Some(process) = process.as_ref() else { bail!("{} does not run", self.name) };
         tree::suspend(process.id()).map(drop)
     }
 
-    pub(crate) fn resume(&self) -> Result<()> {
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
         let process = self.lock();
         let Some(process) = process.as_ref() else { bail!("{} does not run", self.name) };
         tree::resume(process.id())
     }
 
     /// The last lines of its log.
-    pub(crate) fn log_tail(&self, lines: usize) -> String {
+    pub fn log_tail(&self, lines: usize) -> String {
         let text = self.log_since(0);
         let all: Vec<_> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")

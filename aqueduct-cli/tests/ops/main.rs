@@ -26,7 +26,7 @@ use world::{Running, Said, World};
 /// Handles an event if the file `ok` is there, and else fails for good: it prints the number of the event.
 const HANDLER: &str = r#"id=$CE_ID
 cat > /dev/null
-if [ -f ok ]; then echo "handled $id" >&2; echo "$id" >> handled; exit 0; fi
+if [ -f ok ]; then echo "$id" >> handled; echo "handled $id" >&2; exit 0; fi
 echo "the mail server is away" >&2
 exit 65"#;
 

@@ -12,10 +12,9 @@ use parking_lot::Mutex;
 use sqlx::Database as _;
 use tokio::sync::watch;
 
-use crate::faults::{number, on_own, on_shared};
-use crate::fresh::{OwnServer, TestDatabase};
+use crate::faults::{number, on_own, on_shared, outlives_cuts, outlives_kills};
+use crate::fresh::TestDatabase;
 use crate::logs::{Logs, logged_on_servers};
-use crate::proxy::Proxy;
 use crate::service::{EFFECTS, KEYS, Service};
 
 /// No group of these tests ends because it is old.
@@ -226,38 +225,14 @@ async fn a_cancelled_handler_spends_its_own_attempt<DB: TestDatabase>(logs: Logs
     assert_eq!(counted, [7], "{}", logs.text());
 }
 
-/// The server is killed, three times.
 async fn killed<DB: TestDatabase>(logs: Logs) {
     let (server, _database, service) = on_own::<DB>(&logs, Options::new()).await;
-    let service = service.batched();
-    service.publish(2_000).await;
-    let running = service.start().await;
-    for _ in 0..3 {
-        running.handled(running.count() + 200).await;
-        server.kill();
-        server.start_again();
-    }
-    service.settle_all(running).await;
-    service.check().await;
-    assert_eq!(service.attempts(), 1, "an outage spends nothing\n{}", logs.text());
+    outlives_kills(&server, &service.batched()).await;
 }
 
-/// The connection is cut after a commit was sent: nobody knows what became of the group, until its events come again.
+/// Nobody knows what became of the group, until its events come again.
 async fn cut_after_commit<DB: TestDatabase>(logs: Logs) {
-    let server = DB::Own::start(Options::new());
-    let database = server.database();
-    let proxy = Proxy::to(server.port()).await;
-    let url = database.url().replace(&server.port().to_string(), &proxy.port().to_string());
-    let service = Service::<DB>::new(&logs, DB::options_for(&url), database.url()).await.batched();
-    service.publish(2_000).await;
-    let running = service.start().await;
-    for _ in 0..10 {
-        running.handled(running.count() + 50).await;
-        proxy.cut_commits(1).await;
-    }
-    service.settle_all(running).await;
-    service.check().await;
-    assert_eq!(service.attempts(), 1, "a cut spends nothing\n{}", logs.text());
+    outlives_cuts::<DB>(&logs, Service::batched, 1).await;
 }
 
 logged_on_servers!(

@@ -48,8 +48,7 @@ async fn restarted<DB: TestDatabase>(logs: Logs) {
 }
 
 /// The server is killed, three times.
-async fn killed<DB: TestDatabase>(logs: Logs) {
-    let (server, _database, service) = on_own::<DB>(&logs, Options::new()).await;
+pub(crate) async fn outlives_kills<DB: TestDatabase>(server: &DB::Own, service: &Service<DB>) {
     service.publish(2_000).await;
     let running = service.start().await;
     for _ in 0..3 {
@@ -59,7 +58,12 @@ async fn killed<DB: TestDatabase>(logs: Logs) {
     }
     service.settle_all(running).await;
     service.check().await;
-    assert_eq!(service.attempts(), 1, "an outage spends nothing\n{}", logs.text());
+    assert_eq!(service.attempts(), 1, "an outage spends nothing\n{}", service.logs.text());
+}
+
+async fn killed<DB: TestDatabase>(logs: Logs) {
+    let (server, _database, service) = on_own::<DB>(&logs, Options::new()).await;
+    outlives_kills(&server, &service).await;
     logs.wait_for(&["WARN", &format!("127.0.0.1:{}", server.port())]).await;
 }
 
@@ -78,21 +82,31 @@ async fn fences_raised<DB: TestDatabase>(logs: Logs) {
 
 /// The connection is cut after a commit was sent: nobody knows what became of it, until it is tried again.
 async fn cut_after_commit<DB: TestDatabase>(logs: Logs) {
+    let port = outlives_cuts::<DB>(&logs, |service| service, 5).await;
+    logs.wait_for(&["WARN", &format!("127.0.0.1:{port}"), "closed the connection"]).await;
+}
+
+/// Connections are cut after commits were sent, some at a time; answers the port that they go to.
+pub(crate) async fn outlives_cuts<DB: TestDatabase>(
+    logs: &Logs,
+    set: impl FnOnce(Service<DB>) -> Service<DB>,
+    connections: usize,
+) -> u16 {
     let server = DB::Own::start(Options::new());
     let database = server.database();
     let proxy = Proxy::to(server.port()).await;
     let url = database.url().replace(&server.port().to_string(), &proxy.port().to_string());
-    let service = Service::<DB>::new(&logs, DB::options_for(&url), database.url()).await;
+    let service = set(Service::<DB>::new(logs, DB::options_for(&url), database.url()).await);
     service.publish(2_000).await;
     let running = service.start().await;
     for _ in 0..10 {
         running.handled(running.count() + 50).await;
-        proxy.cut_commits(5).await;
+        proxy.cut_commits(connections).await;
     }
     service.settle_all(running).await;
     service.check().await;
     assert_eq!(service.attempts(), 1, "a cut spends nothing\n{}", logs.text());
-    logs.wait_for(&["WARN", &format!("127.0.0.1:{}", proxy.port()), "closed the connection"]).await;
+    proxy.port()
 }
 
 /// A statement that takes longer than its attempt may is ended by the database; others go on meanwhile.

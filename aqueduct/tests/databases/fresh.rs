@@ -180,19 +180,19 @@ macro_rules! own_server {
             }
 
             fn port(&self) -> u16 {
-                self.port()
+                aqueduct_servers::Server::port(self)
             }
 
             fn kill(&self) {
-                self.kill().unwrap();
+                aqueduct_servers::Server::kill(self).unwrap();
             }
 
             fn stop(&self) {
-                self.stop().unwrap();
+                aqueduct_servers::Server::stop(self).unwrap();
             }
 
             fn start_again(&self) {
-                self.start_again().unwrap();
+                aqueduct_servers::Server::start_again(self).unwrap();
             }
         }
     };

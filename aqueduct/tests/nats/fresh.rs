@@ -62,13 +62,27 @@ pub(crate) async fn stored(raw: &Context, receipt: &Receipt) -> StreamMessage {
     stream.get_raw_message(receipt.position.0).await.unwrap()
 }
 
-/// The bodies of a stream, in order.
+/// The bodies of a stream, in order, from a server that has just lost its leader too.
 pub(crate) async fn bodies(raw: &Context, stream: &str) -> Vec<String> {
-    let stream = raw.get_stream(stream).await.unwrap();
+    let stream = led(|| raw.get_stream(stream)).await;
     let (mut bodies, last) = (Vec::new(), stream.cached_info().state.last_sequence);
     for sequence in 1..=last {
-        let message = stream.get_raw_message(sequence).await.unwrap();
+        let message = led(|| stream.get_raw_message(sequence)).await;
         bodies.push(String::from_utf8(message.payload.to_vec()).unwrap());
     }
     bodies
+}
+
+/// What a cluster answers once it has a leader, asked again until then.
+async fn led<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(ask: impl Fn() -> F) -> T {
+    let answer = async {
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) => println!("asked again: {error:?}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), answer).await.expect("the cluster has a leader again")
 }

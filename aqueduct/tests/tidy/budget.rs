@@ -11,7 +11,7 @@ const EXCEEDED: [(&str, usize); 6] = [
     ("format/cloudevents", 450),
     ("compat", 1_100),
     ("store/sql", 4_050),
-    ("the servers' databases", 2_810),
+    ("the servers' databases", 2_870),
 ];
 
 /// The area that a file counts for and its budget; none for the test kit, which is tests.

@@ -91,7 +91,7 @@ fn several_at_the_same_time_have_their_own_ports_and_data_and_leave_no_process_b
         assert_eq!(psql(&server.url("postgres"), "SELECT b FROM a").trim(), i.to_string());
     }
     let folders: Vec<_> = servers.iter().map(|s| s.data().to_owned()).collect();
-    let mut processes: Vec<_> = servers.iter().filter_map(Postgres::pid).collect();
+    let mut processes: Vec<_> = servers.iter().filter_map(|server| server.pid()).collect();
     processes.extend(processes.clone().into_iter().flat_map(children));
     servers[1].suspend().unwrap();
     drop(servers);

@@ -61,6 +61,8 @@ struct Running {
     halt: Arc<AtomicBool>,
     /// It looks into all shards that are not deep.
     is_look: bool,
+    /// It reads while it settles, which takes two connections.
+    is_double: bool,
 }
 
 impl Core {
@@ -156,7 +158,7 @@ impl Core {
     /// When there is something to do if nothing happens. What can be done now has been begun.
     fn next(&self) -> Instant {
         let now = Instant::now();
-        if self.running.len() >= self.rounds_max() || self.is_looking() || self.resting.is_empty() {
+        if self.busy() >= self.rounds_max() || self.is_looking() || self.resting.is_empty() {
             return now + NOTHING_TO_DO;
         }
         if self.resting.iter().any(|shard| !shard.lease.holds(&self.tools.clock)) {
@@ -176,10 +178,15 @@ impl Core {
     fn start_rounds(&mut self) {
         let now = Instant::now();
         let held_up = [self.broker.until(), self.store.until()].into_iter().flatten().any(|until| now < until);
-        while !held_up && self.running.len() < self.rounds_max() {
+        while !held_up && self.busy() < self.rounds_max() {
             let Some(shards) = self.choose(now) else { return };
             self.start(shards);
         }
+    }
+
+    /// How many rounds are running, by their connections.
+    fn busy(&self) -> usize {
+        self.running.len() + self.running.iter().filter(|running| running.is_double).count()
     }
 
     /// One is enough to see whether what was away is back.
@@ -211,7 +218,7 @@ impl Core {
         let batches_max = if alone { BATCHES_MAX } else { 1 };
         let round = Round { tools: Arc::clone(&self.tools), shards, rows_max, batches_max, halt: Arc::clone(&halt) };
         let task = self.rounds.spawn(round.run()).id();
-        self.running.push(Running { task, shards: claims, halt, is_look });
+        self.running.push(Running { task, shards: claims, halt, is_look, is_double: alone });
     }
 
     fn round_ended(&mut self, ended: Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {

@@ -29,8 +29,10 @@ use crate::topic::Topic;
 /// else writes to the file meanwhile, and after [`handler_limit`](crate::sqlite::SqliteOptions::handler_limit) the handler is
 /// dropped and its attempt has failed; `concurrency` is how many handlers can share a commit.
 ///
-/// The traps: no network inside, since locks are held meanwhile. No `commit` or `rollback` of your own. Do not move it into
-/// a spawned task.
+/// The traps: no network inside, since locks are held meanwhile. No `commit` or `rollback` of your own, nor what implies one, as
+/// `create` and `truncate` do in MySQL. An error with which the database gives the transaction up, such as a deadlock, must be
+/// returned. What you set for the session, limits of time above all, stays for the handlers that have the connection next: use
+/// `set local`, or set it back. Do not move it into a spawned task.
 ///
 /// ```
 /// # #[cfg(feature = "sqlite")] fn f() {
@@ -146,9 +148,7 @@ impl<DB: TxDatabase> Tx<DB> {
             None => unreachable!("it is taken only when this is dropped"),
         }
     }
-}
 
-impl<DB: TxDatabase> Tx<DB> {
     async fn take(call: &Call, commits: Commits) -> Result<Self, Rejection> {
         let Some(store) = call.origin().store.as_deref().filter(|store| DB::is_in(*store)) else {
             return Err(Rejection::Failed(Error::msg(DB::LACKS).permanent()));
@@ -184,8 +184,8 @@ impl<S: Sync, DB: TxDatabase> FromCall<S> for Tx<DB> {
 ///
 /// Measure before you take it: with [`Tx`] handlers work at the same time, here they do not. It pays where the commit is what
 /// takes long or connections are few, and events of many keys are there at once, since `concurrency` is how many handlers can
-/// share a commit. On one machine with PostgreSQL, `Tx` with 16 connections handled 5,007 events a second, and this 3,578
-/// with 16 handlers at once and 5,882 with 64; with MariaDB this was 1.2 to 2 times as fast.
+/// share a commit. Where commits are fast it is slower: on one machine [`Tx`] with 16 connections handled 7,764 events a
+/// second with PostgreSQL and 8,413 with MariaDB, this 4,572 and 4,831 with 64 handlers at once.
 ///
 /// If the commit fails, a handler is cancelled, or one of the partitions was taken over by another instance, none of the
 /// handlers has had an effect. All of them run again, each with a commit of its own, and no attempt is spent.

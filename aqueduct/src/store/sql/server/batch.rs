@@ -6,7 +6,7 @@
 //! group is lost nobody in it has had an effect; they run again, and so many go alone then: whatever it was that lost the
 //! group, the others get on.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,10 +17,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::errors::{Meaning, broken, meaning};
 use super::pool::Numbered;
-use super::tx::{Ended, Entered, Entry, GONE_ON, Limits, ServerTx};
+use super::tx::{Ended, Entered, Entry, GONE_ON, Limits, ServerTx, epochs};
 use super::{Server, ServerDatabase};
 use crate::error::{Error, Result, StoreError};
-use crate::store::sql::dialect::{Database, Value};
 use crate::topic::Epoch;
 
 /// Handlers in one commit. PostgreSQL has no more savepoints that have written at hand (`PGPROC_MAX_CACHED_SUBXIDS`); with
@@ -35,8 +34,6 @@ pub(super) const GROUP_TIME: Duration = Duration::from_millis(20);
 const SAVE: &str = "savepoint aq_handler";
 const KEEP: &str = "release savepoint aq_handler; savepoint aq_handler";
 const UNDO: &str = "rollback to savepoint aq_handler";
-
-const EPOCHS: &str = "select id, epoch from aq_shards where id in_ints(?)";
 
 /// What a handler may not do.
 const ENDED: &str = "a handler ended the transaction that it shares with others, or went on after an error with which the database had done so: no `commit` or `rollback` of its own, but `tx.begin()`, and end that; and return the error";
@@ -325,7 +322,7 @@ impl<DB: Server> Group<DB> {
             Ok(Ended::Committed) => {
                 let number = database.pools().number_of(connection.number);
                 let ours = self.members.iter().filter(|member| member.entered != Entered::Elsewhere);
-                ours.for_each(|member| member.entry.has_effect(&database, number));
+                ours.for_each(|member| member.entry.has_effect(&database, number, member.entered));
                 database.pools().give_back(connection);
                 self.members.into_iter().for_each(|member| member.answer(Ok(())));
             }
@@ -334,7 +331,7 @@ impl<DB: Server> Group<DB> {
                 drop(connection);
                 self.refused(&fences).await;
             }
-            Ok(Ended::Before) => self.lose(&database.pools().unavailable(ENDED)),
+            Ok(Ended::Before | Ended::Gone) => self.lose(&database.pools().unavailable(ENDED)),
             Err(why) => self.lose(&why),
         }
     }
@@ -367,12 +364,6 @@ impl<DB: Server> Group<DB> {
         let state = &mut *self.database.0.batch.0.lock();
         state.alone = state.alone.max(self.members.len() + 1);
     }
-}
-
-/// The epochs in the database, by shard.
-async fn epochs<DB: Server>(database: &ServerDatabase<DB>, shards: Vec<i64>) -> Result<BTreeMap<i64, i64>, StoreError> {
-    let rows = database.read().await?.fetch(EPOCHS, vec![Value::Ints(shards)]).await?;
-    rows.iter().map(|row| Ok((row.int(0)?, row.int(1)?))).collect()
 }
 
 fn lost<DB: Server>(database: &ServerDatabase<DB>, why: &str) -> Error {

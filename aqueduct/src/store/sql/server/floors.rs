@@ -97,7 +97,7 @@ struct Recent {
     rows: BTreeSet<[i64; 4]>,
 }
 
-type Effect = (Text, Text, Text);
+pub(super) type Effect = (Text, Text, Text);
 
 /// What is missing.
 type What = &'static str;
@@ -113,9 +113,14 @@ struct Pending {
 }
 
 impl Floors {
-    /// An effect is in the database, as this connection says.
-    pub(super) fn effect(&self, connection: u64, consumer: &Text, source: &Text, id: &Text) {
-        self.0.lock().recent.effects.insert(connection, (consumer.clone(), source.clone(), id.clone()));
+    /// An effect is in the database, as this connection says. One that was there before tells less than one that is new.
+    pub(super) fn effect(&self, connection: u64, effect: Effect, new: bool) {
+        let effects = &mut self.0.lock().recent.effects;
+        if new {
+            effects.insert(connection, effect);
+        } else {
+            effects.entry(connection).or_insert(effect);
+        }
     }
 
     /// Rows are about to be deleted; whether they were is not known if the answer is lost.

@@ -134,7 +134,12 @@ pub(crate) trait Calls: sqlx::Database + Sized {
 
     /// [`INBOX`](Self::INBOX) with its arguments in its text, which can go with others in one message; none if they cannot be
     /// there.
-    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String>;
+    fn in_text(insert: &Statement, args: Vec<Value>) -> Option<String>;
+
+    /// Refuses a row of the inbox that would not be stored as it is.
+    fn check(_inbox: &[Value]) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Sends statements of the library's own that take no arguments in one message, as they are. Answers how many rows they
     /// have changed.

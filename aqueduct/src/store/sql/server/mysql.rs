@@ -13,6 +13,7 @@ use super::errors::Meaning;
 use super::outbox::Written;
 use super::tx::{Begin, Ended};
 use super::{Calls, OptionsOf, Server, ServerDatabase, ServerOptions, Statement};
+use crate::error::StoreError;
 use crate::outcome::BoxFuture;
 use crate::store::sql::dialect::{Kind, SqlRow, Value};
 use crate::store::sql::store::SqlStore;
@@ -155,7 +156,7 @@ impl Calls for MySql {
             // The session has that of handlers that write, if its limits suit.
             format!("set transaction isolation level {isolation}; start transaction read only")
         } else {
-            "start transaction".to_owned()
+            format!("start transaction; savepoint {IS_OPEN}")
         };
         let Some(limits) = limits else { return begin };
         let seconds = |limit: Duration| limit.as_secs().max(1);
@@ -169,23 +170,28 @@ impl Calls for MySql {
         )
     }
 
-    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String> {
-        let mut parts = insert.sql.split('?');
-        let mut sql = parts.next()?.to_owned();
-        for (part, arg) in parts.zip(args()) {
-            match arg {
-                Value::Int(int) => sql.push_str(&int.to_string()),
-                Value::Text(text) => push_hex(&mut sql, Some(text.as_str().as_bytes())),
-                Value::Blob(bytes) => push_hex(&mut sql, Some(&bytes)),
-                Value::Null(_) | Value::Ints(_) => push_hex(&mut sql, None),
+    fn check(inbox: &[Value]) -> Result<(), StoreError> {
+        for (value, most) in inbox.iter().zip(INBOX_BYTES) {
+            if let Value::Text(text) = value
+                && text.as_str().len() > most
+            {
+                let text = format!(
+                    "consumer, source, id and topic of an event have at most {INBOX_BYTES:?} bytes in MySQL: one has {}",
+                    text.as_str().len()
+                );
+                return Err(StoreError::Refused(text));
             }
-            sql.push_str(part);
         }
-        Some(sql)
+        Ok(())
     }
 
-    /// The look at the fences fails, by a subquery with too many rows, if one is not that of its epoch. Their arguments are put
-    /// in as numbers, since the commit goes with them in one message: no process can be stopped in between, with a fence locked.
+    fn in_text(insert: &Statement, args: Vec<Value>) -> Option<String> {
+        Some(with_lists(&insert.sql, &args, true))
+    }
+
+    /// What is released is gone if the transaction is not the one that was begun. The look at the fences fails, by a subquery
+    /// with too many rows, if one is not that of its epoch. Their arguments are put in as numbers, since the commit goes with
+    /// them in one message.
     fn end<'a>(
         connection: &'a mut MySqlConnection,
         fence: &'a Statement,
@@ -197,10 +203,13 @@ impl Calls for MySql {
                 format!(" and {fence}")
             };
             let ours: String = fences.iter().map(is_ours).collect();
-            let sql = format!("select if(1 = 1{ours}, 1, (select 1 union all select 2)); commit");
+            let sql = format!(
+                "release savepoint {IS_OPEN}; select if(1 = 1{ours}, 1, (select 1 union all select 2)); commit"
+            );
             let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
             match done {
                 Err(sqlx::Error::Database(error)) if number(&*error) == TOO_MANY_ROWS => Ok(Ended::Replaced),
+                Err(sqlx::Error::Database(error)) if number(&*error) == NO_SAVEPOINT => Ok(Ended::Gone),
                 Err(error) => Err(error),
                 Ok(_) => Ok(Ended::Committed),
             }
@@ -277,6 +286,15 @@ const TEXT_MAX: usize = 512 << 10;
 
 /// A subquery has more than one row.
 const TOO_MANY_ROWS: u16 = 1242;
+
+const NO_SAVEPOINT: u16 = 1305;
+
+/// A savepoint that is there for as long as the transaction is; handlers that share one have it too.
+const IS_OPEN: &str = "aq_handler";
+
+/// How long the texts of a row of the inbox may be. A server that is not strict cuts what is longer, and takes one event for
+/// another.
+const INBOX_BYTES: [usize; 4] = [255, 1_000, 1_000, 255];
 
 /// A table, an index.
 const THERE_ALREADY: [u16; 2] = [1050, 1061];
@@ -411,8 +429,8 @@ fn push_hex(sql: &mut String, value: Option<&[u8]>) {
     sql.push('\'');
 }
 
-/// Lists of numbers have no argument of their own here: they are put in, and other numbers too if that is wanted.
-fn with_lists(sql: &str, args: &[Value], numbers: bool) -> String {
+/// Lists of numbers have no argument of their own here: they are put in, and everything else too if that is wanted.
+fn with_lists(sql: &str, args: &[Value], all: bool) -> String {
     let mut parts = sql.split('?');
     let mut with = parts.next().unwrap_or_default().to_owned();
     for (part, arg) in parts.zip(args) {
@@ -427,9 +445,12 @@ fn with_lists(sql: &str, args: &[Value], numbers: bool) -> String {
                 let list = if list.is_empty() { "null" } else { &list };
                 with = format!("{before}in ({list}");
             }
-            (Value::Int(int), _) if numbers => {
+            (Value::Int(int), _) if all => {
                 let _ = write!(with, "{int}");
             }
+            (Value::Text(text), _) if all => push_hex(&mut with, Some(text.as_str().as_bytes())),
+            (Value::Blob(bytes), _) if all => push_hex(&mut with, Some(bytes)),
+            (Value::Null(_), _) if all => push_hex(&mut with, None),
             _ => with.push('?'),
         }
         with.push_str(part);

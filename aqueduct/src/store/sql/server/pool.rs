@@ -42,6 +42,8 @@ pub(super) struct Pools<DB: Server> {
     places: Arc<Semaphore>,
     /// How many connections have had a number.
     numbered: AtomicU64,
+    /// What a connection of a handler prepares before its first attempt.
+    prepare: Option<String>,
     /// Why there was no connection when somebody looked last.
     none_because: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
@@ -104,15 +106,12 @@ impl<DB: Server> Pools<DB> {
         let looked_at = (!behind_pooler).then(|| Arc::new((Arc::clone(floors), prefix.to_owned(), address.clone())));
         let [fence, inbox] = [DB::FENCE, DB::INBOX].map(|text| named(prefix, &DB::translate(text)));
         let prepare = DB::prepare(&fence, &inbox).filter(|_| !behind_pooler);
-        let pool = |count, prepare: Option<String>| {
+        let pool = |count| {
             let looked_at = looked_at.clone();
             let pool = PoolOptions::new().max_connections(count).min_connections(0).acquire_timeout(PATIENCE);
             let pool = pool.after_connect(move |connection, _| {
-                let (looked_at, prepare) = (looked_at.clone(), prepare.clone());
+                let looked_at = looked_at.clone();
                 Box::pin(async move {
-                    if let Some(prepare) = prepare {
-                        DB::send(connection, prepare).await?;
-                    }
                     let Some((floors, prefix, address)) = looked_at.as_deref() else { return Ok(()) };
                     floors.look::<DB>(connection, prefix, address).await
                 })
@@ -120,8 +119,9 @@ impl<DB: Server> Pools<DB> {
             pool.test_before_acquire(false).connect_lazy_with(options.clone())
         };
         Self {
-            own: pool(OWN_CONNECTIONS, None),
-            handlers: pool(handlers, prepare),
+            own: pool(OWN_CONNECTIONS),
+            handlers: pool(handlers),
+            prepare,
             address,
             behind_pooler,
             warm: Mutex::default(),
@@ -158,7 +158,14 @@ impl<DB: Server> Pools<DB> {
             let sql = DB::begin_attempt(Begin { limits: gets, ..begin });
             let mut open = Open::new(connection);
             // What goes with it may wait for a lock, and is told when that took too long.
-            let done = match timeout_at(asked + limits.lock * 5 / 4, begin_on::<DB>(open.get()?, &sql, and)).await {
+            let beginning = async {
+                let connection: &mut DB::Connection = open.get().map_err(sqlx::Error::decode)?;
+                if let Some(prepare) = self.prepare.as_ref().filter(|_| is_fresh::<DB>(connection)) {
+                    DB::send(connection, prepare.clone()).await?;
+                }
+                begin_on::<DB>(connection, &sql, and).await
+            };
+            let done = match timeout_at(asked + limits.lock * 5 / 4, beginning).await {
                 // The server has closed it since; then it has closed others too.
                 Ok(Err(error)) if broken::<DB>(&error) && !new => continue,
                 Ok(done) => done,
@@ -255,10 +262,15 @@ impl<DB: Server> Pools<DB> {
     }
 }
 
+/// Nothing is open on it, as sqlx counts.
+fn is_fresh<DB: Server>(connection: &DB::Connection) -> bool {
+    DB::Manager::get_transaction_depth(connection) == 0
+}
+
 /// sqlx counts what is open, so that `begin` inside a transaction makes a savepoint. On a handler's connection it counts one from
 /// the first on, between transactions too: to be told of each end it sends a message of its own.
 async fn begin_on<DB: Server>(connection: &mut DB::Connection, begin: &str, and: &str) -> Result<u64, sqlx::Error> {
-    if DB::Manager::get_transaction_depth(connection) > 0 {
+    if !is_fresh::<DB>(connection) {
         return DB::send(connection, format!("{begin}; {and}")).await;
     }
     DB::Manager::begin(connection, Some(AssertSqlSafe(begin.to_owned()).into_sql_str())).await?;

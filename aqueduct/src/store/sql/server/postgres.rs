@@ -33,9 +33,12 @@ pub type PgOptions = ServerOptions<Postgres>;
 /// ```
 pub type PgStore = SqlStore<PgDatabase>;
 
-/// What the fence says.
-const ENDED: &str = "\"the transaction was ended\"";
-const REPLACED: &str = "\"the owner was replaced\"";
+/// The longest limit that there is.
+const MILLIS_MAX: u128 = i32::MAX as u128;
+
+/// What the fence says, somewhere in an error whose language and quotes are the server's.
+const ENDED: &str = "the transaction was ended";
+const REPLACED: &str = "the owner was replaced";
 
 /// A value as it is written in a statement; none if it cannot be.
 fn literal(value: Value) -> Option<String> {
@@ -138,11 +141,11 @@ impl Calls for Postgres {
         ))
     }
 
-    fn in_text(insert: &Statement, args: impl FnOnce() -> Vec<Value>) -> Option<String> {
+    fn in_text(insert: &Statement, args: Vec<Value>) -> Option<String> {
         if !insert.kept {
             return None;
         }
-        let args = args().into_iter().map(literal).collect::<Option<Vec<_>>>()?;
+        let args = args.into_iter().map(literal).collect::<Option<Vec<_>>>()?;
         Some(format!("execute aq_inbox ({})", args.join(", ")))
     }
 
@@ -150,7 +153,7 @@ impl Calls for Postgres {
         let then = if reads { " read only" } else { "; set local aq.attempt = '1'" };
         let begin = format!("begin isolation level {}{then}", isolation.sql());
         let Some(limits) = limits else { return begin };
-        let [whole, lock] = [limits.whole, limits.lock].map(|limit| limit.as_millis().max(1));
+        let [whole, lock] = [limits.whole, limits.lock].map(|limit| limit.as_millis().clamp(1, MILLIS_MAX));
         let scope = if behind_pooler { "local" } else { "session" };
         format!(
             "{begin}; set {scope} idle_in_transaction_session_timeout = {whole}; \

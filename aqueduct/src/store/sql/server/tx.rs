@@ -5,6 +5,7 @@
 //! waiting; read first without a lock, an owner that was replaced meanwhile would commit all the same.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::call::{Call, Origin};
 use crate::error::{Error, Result, StoreError};
 use crate::event::Event;
 use crate::outcome::{BoxFuture, Unit};
-use crate::store::sql::dialect::Value;
+use crate::store::sql::dialect::{Database, Value};
 use crate::store::sql::outbox::{How, Outbox};
 use crate::store::sql::store::{HomeCalls, SqlStore};
 use crate::store::sql::tx::{Begun, Commits, Lends, TxDatabase};
@@ -32,6 +33,8 @@ use crate::topic::{Epoch, Position, Topic};
 
 /// How long a transaction may take that is in no attempt with a deadline.
 pub(super) const LONGEST: Duration = Duration::from_hours(1);
+
+const EPOCHS: &str = "select id, epoch from aq_shards where id in_ints(?)";
 
 /// How long a roll back may take.
 const ROLLED_BACK: Duration = Duration::from_secs(5);
@@ -128,11 +131,17 @@ impl<DB: Server> Unit for ServerTx<DB> {
             let ended = DB::end(&mut *self, &statement, &[fence]).await.map_err(|e| why(&database, &e))?;
             match ended {
                 Ended::Committed => {
-                    self.has_effect();
+                    self.has_effect(Entered::New);
                     self.give_back();
                 }
-                Ended::Replaced => return Err(self.entry.replaced(None)),
+                Ended::Replaced => {
+                    // Before anything else: the fence is locked.
+                    drop(self.connection.take());
+                    let held = epochs(&database, vec![self.entry.shard]).await.unwrap_or_default();
+                    return Err(self.entry.replaced(held.get(&self.entry.shard).copied()));
+                }
                 Ended::Before => return Err(Error::msg(ENDED).permanent()),
+                Ended::Gone => return Err(Error::msg(GONE)),
             }
             Ok(())
         })
@@ -177,9 +186,9 @@ impl<DB: Server> ServerTx<DB> {
     }
 
     /// The event has taken effect, as the connection says.
-    fn has_effect(&self) {
+    fn has_effect(&self, entered: Entered) {
         if let Some(Numbered { number, .. }) = &self.connection {
-            self.entry.has_effect(&self.database, self.database.pools().number_of(*number));
+            self.entry.has_effect(&self.database, self.database.pools().number_of(*number), entered);
         }
     }
 
@@ -232,8 +241,9 @@ impl Entry {
     }
 
     /// The event has taken effect, as the connection with this number says.
-    pub(super) fn has_effect<DB: Server>(&self, database: &ServerDatabase<DB>, number: u64) {
-        database.floors().effect(number, &self.origin.consumer, &self.event.source, &self.event.id);
+    pub(super) fn has_effect<DB: Server>(&self, database: &ServerDatabase<DB>, number: u64, entered: Entered) {
+        let effect = (self.origin.consumer.clone(), self.event.source.clone(), self.event.id.clone());
+        database.floors().effect(number, effect, entered == Entered::New);
     }
 
     pub(super) fn replaced(&self, held: Option<i64>) -> Error {
@@ -250,9 +260,11 @@ impl Entry {
         connection: &mut DB::Connection,
         written: Option<bool>,
     ) -> Result<Entered> {
-        let written = match written {
-            Some(written) => Ok(written),
-            None => DB::execute(connection, &database.one(DB::INBOX), self.row(database)).await.map(|rows| rows > 0),
+        let written = if let Some(written) = written {
+            Ok(written)
+        } else {
+            let row = self.row(database)?;
+            DB::execute(connection, &database.one(DB::INBOX), row).await.map(|rows| rows > 0)
         };
         match written {
             Ok(true) => {}
@@ -270,9 +282,10 @@ impl Entry {
         Ok(Entered::New)
     }
 
-    fn row<DB: Server>(&self, database: &ServerDatabase<DB>) -> Vec<Value> {
+    /// The row of the inbox, if it would be stored as it is.
+    fn row<DB: Server>(&self, database: &ServerDatabase<DB>) -> Result<Vec<Value>> {
         let Origin { consumer, partition, .. } = &*self.origin;
-        vec![
+        let row = vec![
             consumer.into(),
             (&self.event.source).into(),
             (&self.event.id).into(),
@@ -280,8 +293,19 @@ impl Entry {
             i64::from(partition.index).into(),
             self.position.0.cast_signed().into(),
             database.clock().now().unix_ms().into(),
-        ]
+        ];
+        DB::check(&row).map_err(unentered)?;
+        Ok(row)
     }
+}
+
+/// The epochs in the database, by shard.
+pub(super) async fn epochs<DB: Server>(
+    database: &ServerDatabase<DB>,
+    shards: Vec<i64>,
+) -> Result<BTreeMap<i64, i64>, StoreError> {
+    let rows = database.read().await?.fetch(EPOCHS, vec![Value::Ints(shards)]).await?;
+    rows.iter().map(|row| Ok((row.int(0)?, row.int(1)?))).collect()
 }
 
 fn unentered(error: StoreError) -> Error {
@@ -298,7 +322,7 @@ async fn begin<DB: Server>(
     reads: bool,
     limits: Limits,
 ) -> Result<(Numbered<DB>, Option<bool>)> {
-    let insert = if reads { None } else { DB::in_text(&database.one(DB::INBOX), || entry.row(database)) };
+    let insert = if reads { None } else { DB::in_text(&database.one(DB::INBOX), entry.row(database)?) };
     let and = insert.as_deref().unwrap_or_default();
     let (connection, begun) = database.begin_attempt(reads, limits, and).await.map_err(unentered)?;
     match begun {
@@ -351,6 +375,9 @@ pub(crate) enum Ended {
     Committed,
     /// A fence has another epoch, or is not there.
     Replaced,
+    /// By the handler itself, or by the database after an error of a statement, some time ago; it does not tell.
+    #[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "PostgreSQL tells"))]
+    Gone,
     /// By the handler itself, some time ago.
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "MySQL does not tell"))]
     Before,
@@ -367,6 +394,8 @@ fn why<DB: Server>(database: &ServerDatabase<DB>, error: &sqlx::Error) -> Error 
 /// What a handler may not do.
 const ENDED: &str =
     "a handler ended its transaction itself: no `commit` or `rollback` of its own, but `tx.begin()`, and end that";
+
+const GONE: &str = "the transaction was over before its handler was: the database has given it up after an error of a statement, such as a deadlock, with which the handler went on, or the handler ended it itself. Return the error; no `commit` or `rollback` of its own, nor what implies one, as `create` and `truncate` do, but `tx.begin()`, and end that";
 
 const WRITES: &str = "a handler writes in the transaction of a `ReadTx`: take `Tx` in its place";
 
@@ -416,7 +445,7 @@ impl<DB: Server> Lends for DB {
             match held.enter(written).await? {
                 Entered::New => return Ok(Some((*held, None))),
                 // Perhaps by a commit whose answer was lost.
-                Entered::Before => held.has_effect(),
+                Entered::Before => held.has_effect(Entered::Before),
                 Entered::Elsewhere => {}
             }
             held.roll_back();
