@@ -111,7 +111,7 @@ impl Seen {
     }
 }
 
-fn event(topic: &Topic, key: u64, number: u64) -> Message {
+pub(crate) fn event(topic: &Topic, key: u64, number: u64) -> Message {
     let event = Event::raw("order.placed", number.to_string()).id(format!("{key}-{number}")).source("shop");
     CloudEvents::binary().encode(&event.key(format!("k{key}")), topic).unwrap()
 }

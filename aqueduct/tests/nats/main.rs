@@ -5,11 +5,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
+#[cfg(unix)]
+mod chaos;
 mod consume;
 mod declare;
 mod faults;
 mod fresh;
+#[cfg(unix)]
+#[path = "../sqlite/history.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod history;
+#[cfg(unix)]
+mod judge;
 mod jwt;
 mod login;
+#[cfg(unix)]
+#[path = "../sqlite/process.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod process;
 mod publish;
 mod tls;
+#[cfg(unix)]
+mod worker;

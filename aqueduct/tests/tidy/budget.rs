@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use crate::source::{Finding, Source};
 
 /// More than its budget, with a sentence in ARCHITECTURE.md that says why: area and lines.
-const EXCEEDED: [(&str, usize); 6] = [
+const EXCEEDED: [(&str, usize); 7] = [
+    ("broker/nats", 2_900),
     ("broker/sqlite", 2_410),
     ("engine", 3_650),
     ("format/cloudevents", 450),
