@@ -106,7 +106,9 @@ mod message;
 /// The broker on NATS JetStream (feature `nats`).
 #[cfg(feature = "nats")]
 pub mod nats {
-    pub use crate::broker::nats::{Expected, NatsBroker, NatsConnection, NatsOptions, NatsTopic};
+    pub use crate::broker::nats::{
+        Expected, NatsBroker, NatsConnection, NatsForeign, NatsOptions, NatsSource, NatsTopic,
+    };
 }
 mod outcome;
 mod pattern;

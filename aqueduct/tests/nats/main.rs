@@ -10,6 +10,7 @@ mod chaos;
 mod consume;
 mod declare;
 mod faults;
+mod foreign;
 mod fresh;
 #[cfg(unix)]
 #[path = "../sqlite/history.rs"]

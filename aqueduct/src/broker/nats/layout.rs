@@ -60,6 +60,16 @@ impl Layout {
         &self.stream
     }
 
+    /// A topic that is nothing but a subject, of whatever stream has it.
+    pub(super) fn plain(topic: &Topic) -> Result<Self, BrokerError> {
+        let layout = Self::new(topic, 1)?;
+        Ok(Self { partitions: 0, stream: String::new(), ..layout })
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.partitions == 0
+    }
+
     /// All subjects of the topic.
     pub(super) fn subjects(&self) -> String {
         format!("{}.{}.*.>", self.topic, self.partitions)
@@ -72,6 +82,9 @@ impl Layout {
 
     /// The partition of a key, by the server's hash: FNV-1a of 32 bits.
     pub(super) fn partition(&self, key: &[u8]) -> u32 {
+        if self.is_plain() {
+            return 0;
+        }
         let hash = key.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
         hash % self.partitions
     }
@@ -80,6 +93,9 @@ impl Layout {
     /// ASCII character, and `*`, `>` and `%`, are percent-encoded, and so are dots that would leave a token empty. The
     /// subject's type is for filters and for eyes: it is read from the headers.
     pub(super) fn subject(&self, partition: u32, kind: Option<&str>) -> String {
+        if self.is_plain() {
+            return self.topic.to_string();
+        }
         let mut subject = format!("{}.{}.{partition}.", self.topic, self.partitions);
         let begin = subject.len();
         let kind = kind.unwrap_or_default();

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use super::Shared;
+use super::foreign::{self, Durable, Singles};
 use super::layout::Layout;
 use super::lease::NatsLeases;
 use super::reader::{self, Acks};
@@ -20,7 +22,7 @@ use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Partition, Position, Text};
 
 /// What is read ahead of the engine in one partition.
-const AHEAD_MAX: usize = 256;
+pub(super) const AHEAD_MAX: usize = 256;
 const AHEAD_BYTES_MAX: usize = 4 << 20;
 
 /// How long an owner has to finish what it has in hand of a partition that is to go to another; as long as a stop takes.
@@ -39,11 +41,22 @@ pub(super) struct Inner {
     pub(super) start: Start,
     pub(super) clock: Clock,
     keeper: Keeper,
-    /// All partitions, by their names as parts of the work.
-    parts: BTreeMap<Text, (Partition, Arc<Layout>)>,
+    parts: Parts,
     state: Mutex<State>,
     /// There is something for the engine.
     arrived: Notify,
+}
+
+/// All partitions, by their names as parts of the work.
+pub(super) type Parts = BTreeMap<Text, (Partition, Source)>;
+
+/// What a partition is read from.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    /// The partition of a declared topic.
+    Declared(Arc<Layout>),
+    /// A durable consumer of the server's.
+    Foreign(Arc<Durable>),
 }
 
 #[derive(Default)]
@@ -67,8 +80,11 @@ struct Open {
     reader: AbortHandle,
     stream: Option<Text>,
     queue: VecDeque<Delivery>,
+    /// What earlier owners had in hand is in the queue, and with its end the engine is told so.
+    resumes: bool,
     queue_bytes: usize,
     acks: Acks,
+    singles: Singles,
     /// Everything up to here is settled.
     floor: Option<Position>,
     /// There is room in the queue.
@@ -85,7 +101,6 @@ impl Drop for Open {
 #[derive(Clone)]
 pub(super) struct Task {
     pub(super) partition: Partition,
-    pub(super) layout: Arc<Layout>,
     pub(super) epoch: Epoch,
     pub(super) lease: Lease,
     /// What an owner before has written down.
@@ -93,18 +108,29 @@ pub(super) struct Task {
     pub(super) room: Arc<Notify>,
 }
 
-/// Joins the instances of a consumer.
+/// Joins the instances of a consumer of declared topics.
 pub(super) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Result<NatsMember, BrokerError> {
-    let Subscription { consumer, topics, start, clock, .. } = subscription;
-    let (mut parts, mut replicas) = (BTreeMap::new(), 1);
-    for topic in &topics {
+    let (mut parts, mut replicas) = (Parts::new(), 1);
+    for topic in &subscription.topics {
         let (layout, config) = shared.checked(topic).await?;
         replicas = replicas.max(config.num_replicas);
         for index in 0..layout.partitions() {
             let partition = Partition { topic: topic.clone(), index };
-            parts.insert(Text::from(format!("{topic}/{index}")), (partition, Arc::clone(&layout)));
+            let source = Source::Declared(Arc::clone(&layout));
+            parts.insert(Text::from(format!("{topic}/{index}")), (partition, source));
         }
     }
+    share(shared, subscription, parts, replicas).await
+}
+
+/// Joins the instances that share these parts.
+pub(super) async fn share(
+    shared: &Arc<Shared>,
+    subscription: Subscription,
+    parts: Parts,
+    replicas: usize,
+) -> Result<NatsMember, BrokerError> {
+    let Subscription { consumer, start, clock, .. } = subscription;
     let table = Arc::new(NatsLeases::new(Arc::clone(shared), replicas));
     table.open(&consumer).await?;
     let (names, info) = (parts.keys().cloned().collect(), format!("pid {}", std::process::id()).into());
@@ -151,13 +177,13 @@ impl Inner {
         }
         state.given_up.retain(|part, epoch| held.get(part).is_some_and(|held| held.epoch == *epoch));
         for (part, held) in held {
-            let Some((partition, layout)) = self.parts.get(part) else { continue };
+            let Some((partition, source)) = self.parts.get(part) else { continue };
             // In a table that was made anew epochs begin anew.
             if state.given_up.get(part) == Some(&held.epoch) {
                 continue;
             }
             if !state.open.contains_key(partition) {
-                state.open.insert(partition.clone(), self.open(part, partition, layout, held));
+                state.open.insert(partition.clone(), self.open(part, partition, source, held));
             }
             let Some(open) = state.open.get_mut(partition) else { continue };
             if held.revoking && open.revoking.is_none() {
@@ -174,26 +200,32 @@ impl Inner {
         }
     }
 
-    fn open(self: &Arc<Self>, part: &Text, partition: &Partition, layout: &Arc<Layout>, held: &Held) -> Open {
+    fn open(self: &Arc<Self>, part: &Text, partition: &Partition, source: &Source, held: &Held) -> Open {
         let task = Task {
             partition: partition.clone(),
-            layout: Arc::clone(layout),
             epoch: held.epoch,
             lease: held.lease.clone(),
             floor: held.floor,
             room: Arc::new(Notify::new()),
+        };
+        let (room, inner) = (Arc::clone(&task.room), Arc::clone(self));
+        let reader = match source {
+            Source::Declared(layout) => tokio::spawn(reader::run(inner, task, Arc::clone(layout))),
+            Source::Foreign(durable) => tokio::spawn(foreign::run(inner, task, Arc::clone(durable))),
         };
         Open {
             part: part.clone(),
             epoch: held.epoch,
             lease: held.lease.clone(),
             revoking: None,
-            room: Arc::clone(&task.room),
-            reader: tokio::spawn(reader::run(Arc::clone(self), task)).abort_handle(),
+            room,
+            reader: reader.abort_handle(),
             stream: None,
             queue: VecDeque::new(),
+            resumes: false,
             queue_bytes: 0,
             acks: Acks::default(),
+            singles: Singles::default(),
             floor: held.floor,
         }
     }
@@ -254,6 +286,55 @@ impl Inner {
         })?
     }
 
+    /// What earlier owners had in hand has come again.
+    pub(super) fn resumed(&self, task: &Task) {
+        self.with(task, |state, partition| {
+            if state.open.get(partition).is_some_and(|open| open.queue.is_empty()) {
+                state.news.push_back(Arrival::Resumed { partition: partition.clone() });
+            } else if let Some(open) = state.open.get_mut(partition) {
+                open.resumes = true;
+            }
+        });
+    }
+
+    /// Takes a delivery whatever there is room for; false if the partition is not the task's any more.
+    pub(super) fn push(&self, task: &Task, delivery: Delivery, learn: impl FnOnce(&mut Singles)) -> bool {
+        self.with(task, |state, partition| {
+            let Some(open) = state.open.get_mut(partition) else { return };
+            open.queue_bytes += delivery.message.size();
+            learn(&mut open.singles);
+            open.queue.push_back(delivery);
+        })
+        .is_some()
+    }
+
+    /// How many deliveries there is room for; none if the partition is not the task's any more.
+    pub(super) fn room(&self, task: &Task) -> Option<usize> {
+        let state = self.state.lock();
+        let open = state.open.get(&task.partition).filter(|open| open.epoch == task.epoch)?;
+        Some(if open.queue_bytes < AHEAD_BYTES_MAX { AHEAD_MAX.saturating_sub(open.queue.len()) } else { 0 })
+    }
+
+    /// Extends what the engine has not taken yet.
+    pub(super) async fn extend_queued(&self, task: &Task) -> Result<(), BrokerError> {
+        let queued: Vec<Settle> = {
+            let state = self.state.lock();
+            let open = state.open.get(&task.partition).filter(|open| open.epoch == task.epoch);
+            let queue = open.into_iter().flat_map(|open| &open.queue);
+            queue.map(|delivery| Settle::Extend(delivery.ticket)).collect()
+        };
+        self.settle(&task.partition, &queued).await
+    }
+
+    /// Tells the server what became of deliveries.
+    async fn settle(&self, partition: &Partition, settles: &[Settle]) -> Result<(), BrokerError> {
+        for (subject, word) in self.words(partition, settles)? {
+            let sent = self.shared.link.client.publish(subject, word).await;
+            sent.map_err(|error| BrokerError::Unavailable(error.into()))?;
+        }
+        Ok(())
+    }
+
     /// How far it is settled, if nothing that was read is not.
     pub(super) fn idle_floor(&self, task: &Task) -> Option<Position> {
         let state = self.state.lock();
@@ -285,8 +366,8 @@ impl Inner {
         state.next(room).map(Ok)
     }
 
-    /// The ack of a floor.
-    fn ack(&self, partition: &Partition, floor: Position) -> Result<Option<String>, BrokerError> {
+    /// What the server is to be told, and where.
+    fn words(&self, partition: &Partition, settles: &[Settle]) -> Result<Vec<(String, Bytes)>, BrokerError> {
         let mut state = self.state.lock();
         let lost = || BrokerError::Lost { partition: partition.clone() };
         let open = state.open.get_mut(partition).ok_or_else(lost)?;
@@ -294,8 +375,16 @@ impl Inner {
         if !open.lease.holds(&self.clock) {
             return Err(BrokerError::Unavailable(format!("the lease on {partition} has lapsed").into()));
         }
-        open.floor = open.floor.max(Some(floor));
-        Ok(open.acks.settled(floor))
+        let mut words: Vec<(String, Bytes)> = settles.iter().filter_map(|s| open.singles.settled(s)).collect();
+        let floors = settles.iter().filter_map(|settle| match settle {
+            Settle::Floor(position) => Some(*position),
+            _ => None,
+        });
+        if let Some(floor) = floors.max() {
+            open.floor = open.floor.max(Some(floor));
+            words.extend(open.acks.settled(floor).map(|subject| (subject, reader::ACK)));
+        }
+        Ok(words)
     }
 
     /// All that was settled is on the server before others are told.
@@ -334,6 +423,9 @@ impl State {
         let count = open.queue.len().min(room.deliveries_max);
         let deliveries: Vec<Delivery> = open.queue.drain(..count).collect();
         open.queue_bytes -= deliveries.iter().map(|delivery| delivery.message.size()).sum::<usize>();
+        if open.queue.is_empty() && std::mem::take(&mut open.resumes) {
+            self.news.push_back(Arrival::Resumed { partition: next.clone() });
+        }
         open.room.notify_one();
         Some(Arrival::Batch { partition: next, deliveries })
     }
@@ -372,16 +464,7 @@ impl Membership for NatsMember {
     }
 
     fn settle<'a>(&'a self, partition: &'a Partition, settles: &'a [Settle]) -> BoxFuture<'a, Result<(), BrokerError>> {
-        Box::pin(async move {
-            let floors = settles.iter().filter_map(|settle| match settle {
-                Settle::Floor(position) => Some(*position),
-                _ => None,
-            });
-            let Some(floor) = floors.max() else { return Ok(()) };
-            let Some(subject) = self.inner.ack(partition, floor)? else { return Ok(()) };
-            let sent = self.inner.shared.link.client.publish(subject, reader::ACK).await;
-            sent.map_err(|error| BrokerError::Unavailable(error.into()))
-        })
+        Box::pin(self.inner.settle(partition, settles))
     }
 
     fn release<'a>(&'a self, partition: &'a Partition, above: Option<Epoch>) -> BoxFuture<'a, Result<(), BrokerError>> {

@@ -2,6 +2,7 @@
 
 mod connect;
 mod declare;
+mod foreign;
 mod layout;
 mod lease;
 mod member;
@@ -28,6 +29,7 @@ use connect::Link;
 use layout::Layout;
 
 pub use declare::NatsTopic;
+pub use foreign::{NatsForeign, NatsSource};
 pub use options::NatsOptions;
 pub use publish::Expected;
 

@@ -51,7 +51,8 @@ struct Job {
     layout: Arc<Layout>,
     partition: u32,
     subject: String,
-    id: Text,
+    /// None where it is plain and its format gives none: then a repeat is not recognised.
+    id: Option<Text>,
     /// For the first time that it is sent.
     headers: Option<HeaderMap>,
     /// How it ended; or why it is to be sent again, while it is [`BrokerError::Unavailable`].
@@ -71,13 +72,29 @@ struct Sent {
 type Missing = BTreeMap<Topic, String>;
 
 impl Shared {
+    /// Publishes to declared topics.
     pub(super) async fn publish(
         &self,
         messages: Vec<(Message, Option<Expected>)>,
     ) -> Vec<Result<Receipt, BrokerError>> {
+        let jobs = messages.into_iter().map(|(message, expected)| {
+            let layout = self.layout(&message.topic)?;
+            self.job(message, expected, layout)
+        });
+        self.publish_jobs(jobs.collect()).await
+    }
+
+    /// Publishes to topics that are plain subjects.
+    pub(super) async fn publish_plain(&self, messages: Vec<Message>) -> Vec<Result<Receipt, BrokerError>> {
+        let jobs = messages.into_iter().map(|message| {
+            let layout = Arc::new(Layout::plain(&message.topic)?);
+            self.job(message, None, layout)
+        });
+        self.publish_jobs(jobs.collect()).await
+    }
+
+    async fn publish_jobs(&self, mut jobs: Vec<Result<Job, BrokerError>>) -> Vec<Result<Receipt, BrokerError>> {
         let deadline = Instant::now() + self.options.publish_timeout;
-        let jobs = messages.into_iter().map(|(message, expected)| self.job(message, expected));
-        let mut jobs: Vec<Result<Job, BrokerError>> = jobs.collect();
         let mut pause = Duration::from_millis(10);
         loop {
             self.round(&mut jobs, deadline).await;
@@ -92,20 +109,21 @@ impl Shared {
         jobs.into_iter().map(|job| job.and_then(|job| job.answer)).collect()
     }
 
-    fn job(&self, message: Message, expected: Option<Expected>) -> Result<Job, BrokerError> {
-        let layout = self.layout(&message.topic)?;
+    fn job(&self, message: Message, expected: Option<Expected>, layout: Arc<Layout>) -> Result<Job, BrokerError> {
         let (bytes, limit) = (message.size(), self.message_bytes_max());
         if bytes > limit {
             return Err(BrokerError::TooLarge { bytes, limit });
         }
         // Without an id of its own a message gets one that holds for this call: it may be sent more than once.
-        let id = message.dedup_id.clone().unwrap_or_else(|| self.options.clock.uuid().into());
-        let (headers, header_bytes) = wire::headers(&message, id.as_str(), expected)?;
+        let own = || (!layout.is_plain()).then(|| self.options.clock.uuid().into());
+        let id: Option<Text> = message.dedup_id.clone().or_else(own);
+        let (headers, header_bytes) = wire::headers(&message, id.as_ref(), expected)?;
         let (bytes, limit) = (header_bytes + message.body.len(), self.link.client.max_payload());
         if bytes > limit {
             return Err(BrokerError::TooLarge { bytes, limit });
         }
-        let partition = layout.partition(message.key().map_or(id.as_str().as_bytes(), |key| key));
+        let id_bytes = id.as_ref().map_or("", Text::as_str).as_bytes();
+        let partition = layout.partition(message.key().map_or(id_bytes, |key| key));
         let subject = layout.subject(partition, message.headers.text(wire::TYPE));
         let answer = Err(BrokerError::Unavailable("it was not sent".into()));
         Ok(Job { message, expected, layout, partition, subject, id, headers: Some(headers), answer })
@@ -157,7 +175,7 @@ impl Shared {
     async fn send(&self, job: &mut Job) -> Result<PublishAckFuture, BrokerError> {
         let headers = match job.headers.take() {
             Some(headers) => headers,
-            None => wire::headers(&job.message, job.id.as_str(), job.expected)?.0,
+            None => wire::headers(&job.message, job.id.as_ref(), job.expected)?.0,
         };
         let message = PublishMessage::build().payload(job.message.body.clone()).headers(headers);
         let sent = self.link.context.send_publish(job.subject.clone(), message).await;
@@ -183,7 +201,7 @@ impl Shared {
 
     async fn confirmed(&self, job: &Job, ack: PublishAck) -> Result<Receipt, BrokerError> {
         let (topic, stream) = (job.layout.topic(), job.layout.stream());
-        if ack.stream != *stream {
+        if ack.stream != *stream && !job.layout.is_plain() {
             let text = format!(
                 "topic {topic:?}: the stream {} has the event, and consumers read {stream}: take {} out of its subjects",
                 ack.stream,
@@ -191,8 +209,8 @@ impl Shared {
             );
             return Err(BrokerError::Refused(text));
         }
-        if ack.duplicate && self.has_another_body(job, ack.sequence).await {
-            let dedup_id = job.id.to_string();
+        if ack.duplicate && self.has_another_body(job, &ack).await {
+            let dedup_id = job.id.as_ref().map(Text::to_string).unwrap_or_default();
             return Err(BrokerError::IdentityReused { dedup_id });
         }
         let partition = Partition { topic: topic.clone(), index: job.partition };
@@ -201,8 +219,8 @@ impl Shared {
 
     /// Compares a repeat with what the server has: it looks at ids only. Where that cannot be read, or is gone, they count as
     /// the same.
-    async fn has_another_body(&self, job: &Job, sequence: u64) -> bool {
-        let stored = self.stored(&job.layout, sequence).await;
+    async fn has_another_body(&self, job: &Job, ack: &PublishAck) -> bool {
+        let stored = self.stored(&ack.stream, ack.sequence).await;
         stored.is_some_and(|stored| stored.payload != job.message.body)
     }
 
@@ -213,14 +231,14 @@ impl Shared {
             Expected::Topic(position) => position.0 + 1,
             Expected::Subject(_) => last_number(&error.to_string())?,
         };
-        let stored = self.stored(&job.layout, sequence).await?;
+        let stored = self.stored(job.layout.stream(), sequence).await?;
         let id = stored.headers.get(wire::MESSAGE_ID)?.as_str();
-        (wire::decode(id) == job.id.as_str()).then_some(sequence)
+        (wire::decode(id) == job.id.as_ref()?.as_str()).then_some(sequence)
     }
 
     /// The message at a position, if it is there and may be read.
-    async fn stored(&self, layout: &Layout, sequence: u64) -> Option<StreamMessage> {
-        let (name, link) = (layout.stream(), &self.link);
+    pub(super) async fn stored(&self, name: &str, sequence: u64) -> Option<StreamMessage> {
+        let link = &self.link;
         let subject = format!("{}.STREAM.MSG.GET.{name}", link.api);
         let read = async {
             let stream = link.context.get_stream_no_info(name).await.ok()?;
@@ -253,6 +271,12 @@ impl Shared {
     /// Why nobody took an event: there is no such stream, or one with other partitions, or its servers are electing a leader.
     async fn nobody(&self, layout: &Layout, missing: &mut Missing) -> BrokerError {
         let topic = layout.topic().clone();
+        if layout.is_plain() {
+            let text = format!(
+                "no stream takes the subject {topic}, or its servers are electing a leader: add it to a stream"
+            );
+            return BrokerError::Unavailable(text.into());
+        }
         if !missing.contains_key(&topic) {
             let why = match self.stream(layout).await {
                 Ok(None) => return BrokerError::NoSuchTopic { topic },

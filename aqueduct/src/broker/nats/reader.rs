@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 
+use super::layout::Layout;
 use super::member::{Inner, Task};
 use super::{names, wire};
 use crate::broker::{Delivery, Start, Ticket};
@@ -35,7 +36,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_secs(5);
 
 /// The pause before it is tried again to open a partition.
-const OPEN_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const OPEN_AGAIN: Duration = Duration::from_millis(500);
 
 /// How often a partition that is quiet looks whether retention comes near to where it was settled last.
 const QUIET: Duration = Duration::from_secs(10);
@@ -75,7 +76,7 @@ impl Acks {
 
 /// What the subjects of a reader's acks begin and end with: `$JS.ACK.<stream>.<consumer>` and five numbers, or, in the newer
 /// form, domain and account before the stream, and whatever after the numbers.
-fn ends(reply: &str) -> (String, String) {
+pub(super) fn ends(reply: &str) -> (String, String) {
     let tokens: Vec<&str> = reply.split('.').collect();
     let (begin, rest) = tokens.split_at(if tokens.len() <= 9 { tokens.len().min(4) } else { 6 });
     (begin.join("."), rest.iter().skip(5).flat_map(|token| [".", *token]).collect())
@@ -96,10 +97,10 @@ fn later(error: impl Into<BoxError>) -> Fault {
 }
 
 /// Opens a partition and reads it until it is not owned any more, when the task is ended.
-pub(super) async fn run(inner: Arc<Inner>, task: Task) {
+pub(super) async fn run(inner: Arc<Inner>, task: Task, layout: Arc<Layout>) {
     let mut failed = false;
     let (reader, mut pulled) = loop {
-        match open(&inner, &task).await {
+        match open(&inner, &task, &layout).await {
             Ok(opened) => break opened,
             Err(Fault::Later(error)) => {
                 if !std::mem::replace(&mut failed, true) {
@@ -169,14 +170,14 @@ impl Before {
     }
 }
 
-async fn open(inner: &Inner, task: &Task) -> Result<(Reader, Pulled), Fault> {
-    let layout = &task.layout;
+async fn open(inner: &Inner, task: &Task, layout: &Layout) -> Result<(Reader, Pulled), Fault> {
     // What is known of its end must be older than what is known of the readers.
     let stream = inner.shared.link.context.get_stream(layout.stream()).await.map_err(later)?;
     let begin = names::readers(&inner.consumer, layout.partitions(), task.partition.index);
     let before = Before::find(&stream, task, &begin).await?;
     let floor = floor(&stream, task, &before)?;
-    let (deliver_policy, floor) = begin_at(inner, floor, stream.cached_info().state.last_sequence)?;
+    let (deliver_policy, floor) =
+        begin_at(inner.start, floor, stream.cached_info().state.last_sequence).map_err(later)?;
     if !task.lease.holds(&inner.clock) {
         return Err(later("its lease has lapsed"));
     }
@@ -203,14 +204,18 @@ async fn open(inner: &Inner, task: &Task) -> Result<(Reader, Pulled), Fault> {
 }
 
 /// Where a reader begins, and what counts as settled for it.
-fn begin_at(inner: &Inner, floor: Option<Position>, last: u64) -> Result<(DeliverPolicy, Option<Position>), Fault> {
-    Ok(match (floor, inner.start) {
+pub(super) fn begin_at(
+    start: Start,
+    floor: Option<Position>,
+    last: u64,
+) -> Result<(DeliverPolicy, Option<Position>), BoxError> {
+    Ok(match (floor, start) {
         (Some(floor), _) => (from(floor.0 + 1), Some(floor)),
         (None, Start::Beginning) => (DeliverPolicy::All, None),
         (None, Start::New) => (from(last + 1), Some(Position(last))),
         (None, Start::Position(position)) => (from(position.0.max(1)), Some(Position(position.0.saturating_sub(1)))),
         (None, Start::Time(at)) => {
-            let start_time = async_nats::datetime::from_nanos(i128::from(at.unix_ms()) * 1_000_000).map_err(later)?;
+            let start_time = async_nats::datetime::from_nanos(i128::from(at.unix_ms()) * 1_000_000)?;
             (DeliverPolicy::ByStartTime { start_time }, None)
         }
     })
@@ -230,14 +235,14 @@ fn floor(stream: &Stream, task: &Task, before: &Before) -> Result<Option<Positio
         return Err(Fault::Stopped(format!(
             "{partition} is settled up to {at} and the stream {} ends at {last}: it was made anew or restored from an \
              older copy; to begin with what is there, delete the key-value bucket of the consumer and its readers on the stream",
-            task.layout.stream()
+            stream.cached_info().config.name
         )));
     }
     if first > at + 1 {
         return Err(Fault::Stopped(format!(
             "{partition} is settled up to {at} and the stream {} begins at {first}: what lay between was deleted, perhaps \
              unread; to go on with what is there, delete the key-value bucket of the consumer and its readers on the stream",
-            task.layout.stream()
+            stream.cached_info().config.name
         )));
     }
     Ok(Some(if before.idle { Position(last).max(settled) } else { settled }))

@@ -11,7 +11,7 @@ use super::publish::Expected;
 use crate::clock::Timestamp;
 use crate::error::BrokerError;
 use crate::message::Message;
-use crate::topic::Topic;
+use crate::topic::{Text, Topic};
 
 /// The header with the key: a subject could not hold each.
 pub(super) const KEY: &str = "Aqueduct-Key";
@@ -31,10 +31,11 @@ const FRAME_BYTES: usize = "NATS/1.0\r\n\r\n".len();
 /// The headers of a message, and how many bytes they are on the wire.
 ///
 /// Headers that begin with `Nats-` are orders to the server, and came with an event that was read from NATS: copied, they would
-/// make the server drop the message as a repeat, or refuse it. They are left out.
+/// make the server drop the message as a repeat, or refuse it. They are left out; those that are written otherwise mean
+/// nothing to the server, and something to others.
 pub(super) fn headers(
     message: &Message,
-    id: &str,
+    id: Option<&Text>,
     expected: Option<Expected>,
 ) -> Result<(HeaderMap, usize), BrokerError> {
     let (mut headers, mut bytes) = (HeaderMap::new(), FRAME_BYTES);
@@ -50,7 +51,9 @@ pub(super) fn headers(
         headers.append(name, value);
         Ok(())
     };
-    add(MESSAGE_ID, id.as_bytes())?;
+    if let Some(id) = id {
+        add(MESSAGE_ID, id.as_str().as_bytes())?;
+    }
     if let Some(key) = message.key() {
         add(KEY, key)?;
     }
@@ -65,7 +68,7 @@ pub(super) fn headers(
 }
 
 fn is_reserved(name: &str) -> bool {
-    name.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case("nats-")) || name.eq_ignore_ascii_case(KEY)
+    name.starts_with("Nats-") || name.eq_ignore_ascii_case(KEY)
 }
 
 /// A value as it can stand in a header: as it is wherever possible, since others read it too.
@@ -147,14 +150,14 @@ mod tests {
     fn orders_to_the_server_are_not_copied() {
         let mut message = Message::new("a", "b");
         message.key = Some("k".into());
-        for name in ["nats-expected-last-sequence", "Nats-Rollup", "aqueduct-key", "natsy"] {
+        for name in ["nats-msg-id", "Nats-Rollup", "aqueduct-key", "natsy"] {
             message.headers.add(name, "1");
         }
-        let (headers, bytes) = headers(&message, "id", None).unwrap();
+        let (headers, bytes) = headers(&message, Some(&"id".into()), None).unwrap();
         let names = headers.iter().map(|(name, _)| name.to_string()).collect::<std::collections::BTreeSet<_>>();
         assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), [KEY, MESSAGE_ID, "natsy"]);
         assert_eq!(bytes, "NATS/1.0\r\nNats-Msg-Id: id\r\nAqueduct-Key: k\r\nnatsy: 1\r\n\r\n".len());
         message.headers.add("a b", "1");
-        assert!(super::headers(&message, "id", None).unwrap_err().to_string().contains("a b"));
+        assert!(super::headers(&message, Some(&"id".into()), None).unwrap_err().to_string().contains("a b"));
     }
 }
