@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use aqueduct::nats::NatsBroker;
+use aqueduct::broker::Broker;
 use aqueduct::{Clock, Topic};
 use aqueduct_servers::{Nats, Options};
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,7 +12,10 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use async_nats::jetstream::stream::{Config, RetentionPolicy};
+
 use crate::consume::event;
+use crate::fresh::raw_at;
 use crate::judge::{Still, Story};
 use crate::process::{LONG, Worker};
 use crate::worker::{TOPIC, options};
@@ -42,8 +45,7 @@ struct Load {
 }
 
 impl Load {
-    fn begin(broker: NatsBroker) -> Self {
-        use aqueduct::broker::Broker;
+    fn begin(broker: impl Broker) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(0));
         let stopped = Arc::clone(&stop);
         let task = tokio::spawn(async move {
@@ -82,10 +84,20 @@ impl Instance {
     }
 }
 
+/// How the topic lies on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// Declared: one stream, a reader for each partition.
+    Declared,
+    /// A work queue that others have made.
+    WorkQueue,
+}
+
 /// All instances there were.
 struct Fleet {
     folder: TempDir,
     server: Nats,
+    layout: Layout,
     unguarded: bool,
     work_us: u64,
     clock: Clock,
@@ -99,14 +111,24 @@ struct Fleet {
 }
 
 impl Fleet {
-    async fn start(instances: usize, unguarded: bool, work_us: u64) -> (Self, Load) {
+    async fn start(instances: usize, layout: Layout, unguarded: bool, work_us: u64) -> (Self, Load) {
         let server = Nats::start(Options::new()).unwrap();
         let broker = options(&server.url()).connect().await.unwrap();
-        broker.declare(Topic::from(TOPIC)).await.unwrap();
+        match layout {
+            Layout::Declared => broker.declare(Topic::from(TOPIC)).await.unwrap(),
+            Layout::WorkQueue => {
+                let (raw, retention) = (raw_at(&server.url()).await, RetentionPolicy::WorkQueue);
+                let subjects = vec![TOPIC.to_owned()];
+                raw.create_stream(Config { name: TOPIC.to_owned(), subjects, retention, ..Config::default() })
+                    .await
+                    .unwrap();
+            }
+        }
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::system());
         let mut fleet = Self {
             folder,
             server,
+            layout,
             unguarded,
             work_us,
             clock,
@@ -120,14 +142,21 @@ impl Fleet {
         for _ in 0..instances {
             fleet.join();
         }
-        (fleet, Load::begin(broker))
+        let load = match layout {
+            Layout::Declared => Load::begin(broker),
+            Layout::WorkQueue => Load::begin(broker.foreign()),
+        };
+        (fleet, load)
     }
 
     fn join(&mut self) {
         let name = format!("instance-{}", self.names.len());
-        let task = json!({
+        let mut task = json!({
             "url": self.server.url(), "consumer": "stock", "unguarded": self.unguarded, "work_us": self.work_us,
         });
+        if self.layout == Layout::WorkQueue {
+            task["stream"] = json!(TOPIC);
+        }
         let mut worker = Worker::start(self.folder.path(), &name, task);
         tokio::task::block_in_place(|| worker.wait_for("@up"));
         self.names.push(name.clone());
@@ -211,8 +240,17 @@ fn standstill(clock: &Clock, length: Duration) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_to_instances_nothing_is_lost_and_keys_keep_their_order() {
+    whatever_happens(Layout::Declared).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_happens_to_instances_on_a_work_queue_nothing_is_lost_and_keys_keep_their_order() {
+    whatever_happens(Layout::WorkQueue).await;
+}
+
+async fn whatever_happens(layout: Layout) {
     let (length, clock) = (length(), Clock::system());
-    let (mut fleet, load) = Fleet::start(5, false, 5_000).await;
+    let (mut fleet, load) = Fleet::start(5, layout, false, 5_000).await;
     let begun = clock.boot();
     let end = begun.after(length);
     let mut server_killed = false;
@@ -242,7 +280,7 @@ async fn whatever_happens_to_instances_nothing_is_lost_and_keys_keep_their_order
     let (story, each) = fleet.end(load).await;
     let pauses = |names: &[String]| names.iter().map(|name| story.longest_pause(name, partition)).max().unwrap_or(0);
     println!(
-        "{} events, {} instances: {} killed, {} stopped, {} left; {} repeats; a partition stood still for {} ms after a crash, {} ms \
+        "{layout:?}: {} events, {} instances: {} killed, {} stopped, {} left; {} repeats; a partition stood still for {} ms after a crash, {} ms \
          after a leave",
         KEYS * each,
         fleet.names.len(),
@@ -259,7 +297,7 @@ async fn whatever_happens_to_instances_nothing_is_lost_and_keys_keep_their_order
 
 /// One of two instances stands still until the other has taken over, and goes on.
 async fn a_zombie(unguarded: bool) -> Vec<String> {
-    let (mut fleet, load) = Fleet::start(2, unguarded, 50_000).await;
+    let (mut fleet, load) = Fleet::start(2, Layout::Declared, unguarded, 50_000).await;
     let both = async {
         while fleet.story().runs.iter().filter(|run| run.process == fleet.names[1]).count() < 100 {
             pass(Duration::from_millis(50)).await;

@@ -1,14 +1,17 @@
 //! Streams that others have made.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use aqueduct::Topic;
 use aqueduct::nats::NatsSource;
 use aqueduct::testing::broker_suite::{self, Ground};
-use aqueduct::Topic;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
 
 use crate::fresh::{raw, shared, topic};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A stream with one subject, which is its name.
 async fn stream(raw: &Context, topic: &Topic, retention: RetentionPolicy) {
@@ -22,7 +25,7 @@ async fn durables_of_others_pass_the_suite() {
     broker_suite::run(async |case| {
         let topic = topic();
         stream(&raw, &topic, RetentionPolicy::Limits).await;
-        let broker = shared().await.foreign().read(topic.clone(), NatsSource::new(topic.as_str()));
+        let broker = shared().await.foreign().read(topic.clone(), NatsSource::new(topic.as_str()).ack_wait(SECOND));
         let consumer = format!("{topic}-{case}");
         Ground::new(Arc::new(broker), topic, consumer)
     })

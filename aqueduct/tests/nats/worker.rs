@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aqueduct::broker::{Abilities, Arrival, Broker, Lease, Membership, Receipt, Room, Settle, Subscription};
-use aqueduct::nats::{NatsBroker, NatsOptions};
+use aqueduct::nats::{NatsOptions, NatsSource};
 use aqueduct::{BoxFuture, BrokerError, Clock, Consumer, Epoch, Event, Message, Partition, Router, Topic};
 use serde_json::{Value, json};
 use tracing_subscriber::layer::SubscriberExt;
@@ -33,7 +33,11 @@ async fn consume(task: &Value) {
     let process = text("process");
     let history = History::append_to(&std::path::Path::new(&text("folder")).join(format!("{process}.jsonl")));
     let broker = options(&text("url")).name(process).connect().await.unwrap();
-    let broker = MaybeUnguarded { inner: broker, unguarded: task["unguarded"] == true };
+    let inner: Arc<dyn Broker> = match task["stream"].as_str() {
+        Some(stream) => Arc::new(broker.foreign().read(TOPIC, NatsSource::new(stream))),
+        None => Arc::new(broker),
+    };
+    let broker = MaybeUnguarded { inner, unguarded: task["unguarded"] == true };
     // How long a handler waits, at most, between its two polls.
     let (clock, longest) = (Clock::system(), task["work_us"].as_u64().unwrap());
     let handler = async move |event: Event, Epoch(epoch): Epoch| {
@@ -72,7 +76,7 @@ async fn told_to_leave() {
 /// A broker whose partitions may be handed to the engine as though they were owned for ever: so it polls handlers
 /// whatever has become of their lease.
 struct MaybeUnguarded {
-    inner: NatsBroker,
+    inner: Arc<dyn Broker>,
     unguarded: bool,
 }
 

@@ -18,7 +18,7 @@ use crate::broker::{Start, Subscription};
 use crate::error::{BoxError, BrokerError};
 use crate::topic::{Text, Topic};
 
-/// How long a durable that is made here waits for an event to be settled or extended.
+/// How long a durable that is made here waits for an event to be settled or extended, unless it is told otherwise.
 const ACK_WAIT: Duration = Duration::from_secs(10);
 
 /// A durable that hands events out again sooner leaves no time to extend them.
@@ -29,6 +29,7 @@ const ACK_WAIT_MIN: Duration = Duration::from_millis(500);
 pub struct NatsSource {
     stream: Text,
     durable: Option<Text>,
+    ack_wait: Duration,
 }
 
 /// A durable as it was found.
@@ -41,14 +42,22 @@ pub(in super::super) struct Durable {
 
 impl NatsSource {
     /// A stream, read through a durable of the consumer's name, which is made where it is missing: with explicit acks, the topic's
-    /// subject as its filter and an `ack_wait` of 10 s.
+    /// subject as its filter.
     pub fn new(stream: impl Into<Text>) -> Self {
-        Self { stream: stream.into(), durable: None }
+        Self { stream: stream.into(), durable: None, ack_wait: ACK_WAIT }
     }
 
     /// Reads through this durable, which must be there; it is used as it is and never changed. Defaults to one of the consumer's name.
     pub fn durable(mut self, name: impl Into<Text>) -> Self {
         self.durable = Some(name.into());
+        self
+    }
+
+    /// After how long a durable that is made hands an event out again that its instance does not extend any more. Short means
+    /// that events of an instance which has crashed come soon, if no other instance is there to ask for them; below a second
+    /// a pause of the machine suffices. Defaults to 10 s.
+    pub fn ack_wait(mut self, wait: Duration) -> Self {
+        self.ack_wait = wait;
         self
     }
 
@@ -68,7 +77,7 @@ impl NatsSource {
         match durable.consumer(&stream).await? {
             Some(consumer) => durable.check(consumer.cached_info())?,
             None if self.durable.is_some() => return Err(durable.missing()),
-            None => durable.make(&stream, subscription.start).await?,
+            None => durable.make(&stream, subscription.start, self.ack_wait).await?,
         }
         Ok((durable, stream.cached_info().config.num_replicas))
     }
@@ -133,7 +142,7 @@ impl Durable {
         Ok(())
     }
 
-    async fn make(&self, stream: &Stream, start: Start) -> Result<(), BrokerError> {
+    async fn make(&self, stream: &Stream, start: Start, ack_wait: Duration) -> Result<(), BrokerError> {
         let info = stream.cached_info();
         let queue = info.config.retention == RetentionPolicy::WorkQueue;
         let begin = begin_at(start, None, info.state.last_sequence);
@@ -144,7 +153,7 @@ impl Durable {
             // A work queue takes no other.
             deliver_policy: if queue { consumer::DeliverPolicy::All } else { deliver_policy },
             ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
+            ack_wait,
             filter_subject: self.topic.to_string(),
             ..Config::default()
         };
