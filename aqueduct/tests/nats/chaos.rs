@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
 
 use crate::consume::event;
-use crate::fresh::raw_at;
+use crate::fresh::{pass, raw_at};
 use crate::judge::{Still, Story};
 use crate::process::{LONG, Worker};
 use crate::worker::{TOPIC, options};
@@ -31,11 +31,6 @@ const PACE: Duration = Duration::from_millis(10);
 fn length() -> Duration {
     let seconds = std::env::var("AQUEDUCT_CHAOS_SECONDS").map_or(20, |value| value.parse().unwrap());
     Duration::from_secs(seconds)
-}
-
-/// Lets time pass as a fault: nothing is waited for.
-async fn pass(time: Duration) {
-    let _ = tokio::time::timeout(time, std::future::pending::<()>()).await;
 }
 
 /// Publishes the next event of one key after another.

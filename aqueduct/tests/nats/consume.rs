@@ -50,26 +50,26 @@ async fn it_passes_the_suite() {
     .await;
 }
 
-const LONG: Duration = Duration::from_mins(1);
+pub(crate) const LONG: Duration = Duration::from_mins(1);
 
 /// What was handled: which instance, key and number.
-type Handled = (usize, String, u64);
+pub(crate) type Handled = (usize, String, u64);
 
 /// What all instances have handled, as it happened.
-struct Seen {
+pub(crate) struct Seen {
     told: mpsc::UnboundedReceiver<Handled>,
-    keys: BTreeMap<String, Vec<u64>>,
-    instances: BTreeSet<usize>,
+    pub(crate) keys: BTreeMap<String, Vec<u64>>,
+    pub(crate) instances: BTreeSet<usize>,
 }
 
 impl Seen {
-    fn new() -> (mpsc::UnboundedSender<Handled>, Self) {
+    pub(crate) fn new() -> (mpsc::UnboundedSender<Handled>, Self) {
         let (tell, told) = mpsc::unbounded_channel();
         (tell, Self { told, keys: BTreeMap::new(), instances: BTreeSet::new() })
     }
 
     /// Waits until something holds.
-    async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         let wait = async {
             while !holds(self) {
                 let (instance, key, number) = self.told.recv().await.unwrap();
@@ -82,7 +82,7 @@ impl Seen {
     }
 
     /// Waits until so many of each key were handled.
-    async fn all(&mut self, keys: u64, each: u64) {
+    pub(crate) async fn all(&mut self, keys: u64, each: u64) {
         let is_all = |seen: &Self| {
             let full = seen.keys.values().filter(|of_key| of_key.iter().max().is_some_and(|max| max + 1 == each));
             full.count() as u64 == keys
@@ -91,14 +91,14 @@ impl Seen {
     }
 
     /// Each key was handled in order, once.
-    fn check_once(&self, each: u64) {
+    pub(crate) fn check_once(&self, each: u64) {
         for (key, of_key) in &self.keys {
             assert!(of_key.iter().copied().eq(0..each), "of key {key}: {of_key:?}");
         }
     }
 
     /// Nothing was left out: after each comes the next, or one that was handled before and what followed it.
-    fn check_order(&self) {
+    pub(crate) fn check_order(&self) {
         for (key, of_key) in &self.keys {
             assert_eq!(of_key[0], 0, "of key {key}: {of_key:?}");
             let next = |two: &[u64]| two[1] <= two[0] + 1;
@@ -106,7 +106,7 @@ impl Seen {
         }
     }
 
-    fn repeats(&self) -> usize {
+    pub(crate) fn repeats(&self) -> usize {
         self.keys.values().map(|of_key| of_key.len() - of_key.iter().collect::<BTreeSet<_>>().len()).sum()
     }
 }
@@ -117,7 +117,7 @@ pub(crate) fn event(topic: &Topic, key: u64, number: u64) -> Message {
 }
 
 /// Publishes the next numbers of all keys, one of a key at a time.
-async fn publish_all(broker: &NatsBroker, topic: &Topic, keys: u64, numbers: std::ops::Range<u64>) {
+pub(crate) async fn publish_all(broker: &impl Broker, topic: &Topic, keys: u64, numbers: std::ops::Range<u64>) {
     for number in numbers {
         for receipt in broker.publish((0..keys).map(|key| event(topic, key, number)).collect()).await {
             receipt.unwrap();
@@ -126,13 +126,13 @@ async fn publish_all(broker: &NatsBroker, topic: &Topic, keys: u64, numbers: std
 }
 
 /// A publisher that goes on until it is told to stop.
-struct Publishing {
+pub(crate) struct Publishing {
     stop: Arc<AtomicBool>,
     task: JoinHandle<u64>,
 }
 
 impl Publishing {
-    fn start(broker: &NatsBroker, topic: &Topic, keys: u64, first: u64) -> Self {
+    pub(crate) fn start(broker: &NatsBroker, topic: &Topic, keys: u64, first: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (broker, topic, stopped) = (broker.clone(), topic.clone(), stop.clone());
         let task = tokio::spawn(async move {
@@ -147,13 +147,13 @@ impl Publishing {
     }
 
     /// Ends it; answers how many of each key there are.
-    async fn stop(self) -> u64 {
+    pub(crate) async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap()
     }
 }
 
-fn handled(instance: usize, event: &Event) -> Handled {
+pub(crate) fn handled(instance: usize, event: &Event) -> Handled {
     let number = String::from_utf8_lossy(&event.data).parse().unwrap();
     (instance, event.key.as_ref().unwrap().to_string(), number)
 }
@@ -164,19 +164,19 @@ fn serve(broker: &NatsBroker, topic: &Topic, instance: usize, tell: mpsc::Unboun
     Consumer::new(topic.as_str(), broker.clone()).topics([topic.clone()]).serve(router)
 }
 
-struct Instance {
+pub(crate) struct Instance {
     stop: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Instance {
-    fn start(serve: Serve) -> Self {
+    pub(crate) fn start(serve: Serve) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(serve.with_graceful_shutdown(async { drop(stopped.await) }).into_future());
         Self { stop, serving }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.send(()).unwrap();
         self.serving.await.unwrap().unwrap();
     }

@@ -86,3 +86,8 @@ async fn led<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(ask: impl 
     };
     tokio::time::timeout(Duration::from_secs(30), answer).await.expect("the cluster has a leader again")
 }
+
+/// Lets time pass as a fault, or as work: nothing is waited for.
+pub(crate) async fn pass(time: Duration) {
+    let _ = tokio::time::timeout(time, std::future::pending::<()>()).await;
+}

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use super::Shared;
-use super::foreign::{self, Durable, Singles};
+use super::foreign::{self, Durable, Said, Singles};
 use super::layout::Layout;
 use super::lease::NatsLeases;
 use super::reader::{self, Acks};
@@ -297,15 +296,28 @@ impl Inner {
         });
     }
 
-    /// Takes a delivery whatever there is room for; false if the partition is not the task's any more.
-    pub(super) fn push(&self, task: &Task, delivery: Delivery, learn: impl FnOnce(&mut Singles)) -> bool {
-        self.with(task, |state, partition| {
-            let Some(open) = state.open.get_mut(partition) else { return };
-            open.queue_bytes += delivery.message.size();
-            learn(&mut open.singles);
-            open.queue.push_back(delivery);
-        })
-        .is_some()
+    /// Its events are settled one by one.
+    pub(super) fn settles_singly(&self, task: &Task, singles: Singles) {
+        self.note(task, |of| *of = singles);
+    }
+
+    /// Takes note of something about how events are settled; false if the partition is not the task's any more.
+    pub(super) fn note(&self, task: &Task, note: impl FnOnce(&mut Singles)) -> bool {
+        let mut state = self.state.lock();
+        let open = state.open.get_mut(&task.partition).filter(|open| open.epoch == task.epoch);
+        open.map(|open| note(&mut open.singles)).is_some()
+    }
+
+    /// Takes a delivery whatever there is room for; false if the partition is not owned under this epoch any more.
+    pub(super) fn push(&self, partition: &Partition, epoch: Epoch, delivery: Delivery, is_last: bool) -> bool {
+        let mut state = self.state.lock();
+        let Some(open) = state.open.get_mut(partition).filter(|open| open.epoch == epoch) else { return false };
+        open.queue_bytes += delivery.message.size();
+        open.singles.handed_out(&delivery, is_last);
+        open.queue.push_back(delivery);
+        drop(state);
+        self.arrived.notify_one();
+        true
     }
 
     /// How many deliveries there is room for; none if the partition is not the task's any more.
@@ -316,7 +328,7 @@ impl Inner {
     }
 
     /// Extends what the engine has not taken yet.
-    pub(super) async fn extend_queued(&self, task: &Task) -> Result<(), BrokerError> {
+    pub(super) async fn extend_queued(self: &Arc<Self>, task: &Task) -> Result<(), BrokerError> {
         let queued: Vec<Settle> = {
             let state = self.state.lock();
             let open = state.open.get(&task.partition).filter(|open| open.epoch == task.epoch);
@@ -327,10 +339,19 @@ impl Inner {
     }
 
     /// Tells the server what became of deliveries.
-    async fn settle(&self, partition: &Partition, settles: &[Settle]) -> Result<(), BrokerError> {
-        for (subject, word) in self.words(partition, settles)? {
-            let sent = self.shared.link.client.publish(subject, word).await;
-            sent.map_err(|error| BrokerError::Unavailable(error.into()))?;
+    pub(super) async fn settle(self: &Arc<Self>, partition: &Partition, settles: &[Settle]) -> Result<(), BrokerError> {
+        let (epoch, all) = self.said(partition, settles)?;
+        for said in all {
+            match said {
+                Said::Word(subject, word) => {
+                    let sent = self.shared.link.client.publish(subject, word).await;
+                    sent.map_err(|error| BrokerError::Unavailable(error.into()))?;
+                }
+                Said::Again(delivery, delay) => {
+                    let (inner, of) = (Arc::downgrade(self), (partition.clone(), epoch));
+                    tokio::spawn(foreign::hand_out_again(inner, of, delivery, delay));
+                }
+            }
         }
         Ok(())
     }
@@ -366,8 +387,8 @@ impl Inner {
         state.next(room).map(Ok)
     }
 
-    /// What the server is to be told, and where.
-    fn words(&self, partition: &Partition, settles: &[Settle]) -> Result<Vec<(String, Bytes)>, BrokerError> {
+    /// What is to be done about what became of deliveries, and under which epoch.
+    fn said(&self, partition: &Partition, settles: &[Settle]) -> Result<(Epoch, Vec<Said>), BrokerError> {
         let mut state = self.state.lock();
         let lost = || BrokerError::Lost { partition: partition.clone() };
         let open = state.open.get_mut(partition).ok_or_else(lost)?;
@@ -375,16 +396,16 @@ impl Inner {
         if !open.lease.holds(&self.clock) {
             return Err(BrokerError::Unavailable(format!("the lease on {partition} has lapsed").into()));
         }
-        let mut words: Vec<(String, Bytes)> = settles.iter().filter_map(|s| open.singles.settled(s)).collect();
+        let mut said: Vec<Said> = settles.iter().filter_map(|settle| open.singles.settled(settle)).collect();
         let floors = settles.iter().filter_map(|settle| match settle {
             Settle::Floor(position) => Some(*position),
             _ => None,
         });
         if let Some(floor) = floors.max() {
             open.floor = open.floor.max(Some(floor));
-            words.extend(open.acks.settled(floor).map(|subject| (subject, reader::ACK)));
+            said.extend(open.acks.settled(floor).map(|subject| Said::Word(subject, reader::ACK)));
         }
-        Ok(words)
+        Ok((open.epoch, said))
     }
 
     /// All that was settled is on the server before others are told.

@@ -124,6 +124,16 @@ pub(super) fn message(topic: &Topic, read: &async_nats::Message, stored_at: i128
     message
 }
 
+/// The same of a stream that others have made. The id under which the server knows it is kept: formats of others have no
+/// other.
+pub(super) fn foreign_message(topic: &Topic, read: &async_nats::Message, stored_at: i128) -> Message {
+    let mut message = message(topic, read, stored_at);
+    if let Some(id) = read.headers.as_ref().and_then(|headers| headers.get(MESSAGE_ID)) {
+        message.headers.add(MESSAGE_ID, decode(id.as_str()));
+    }
+    message
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Streams that others have made: plain subjects, and durables that settle one by one.
 
 mod durable;
+mod last;
 mod source;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ use crate::message::Message;
 use crate::outcome::BoxFuture;
 use crate::topic::{Partition, Text, Topic};
 
-pub(super) use durable::{Singles, run};
+pub(super) use durable::{Said, Singles, run};
+pub(super) use last::hand_out_again;
 pub(super) use source::Durable;
 pub use source::NatsSource;
 
