@@ -107,6 +107,17 @@ impl Story {
         faults
     }
 
+    /// The longest time without an effect in any partition that has some, between two points of time, in ms.
+    pub(crate) fn longest_standstill(&self, (from, to): (u64, u64), partition: impl Fn(u64) -> u32) -> u64 {
+        let mut last: BTreeMap<u32, u64> = self.runs.iter().map(|run| (partition(run.key), from)).collect();
+        let mut longest = 0;
+        for run in self.runs.iter().filter(|run| (from..to).contains(&run.effect)) {
+            let last = last.insert(partition(run.key), run.effect).unwrap_or(from);
+            longest = longest.max(run.effect - last);
+        }
+        last.values().map(|last| to - last).fold(longest, u64::max) / 1_000_000
+    }
+
     /// From a process's last effect in each partition to the next one there by another, the longest, in ms.
     pub(crate) fn longest_pause(&self, process: &str, partition: impl Fn(u64) -> u32) -> u64 {
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();

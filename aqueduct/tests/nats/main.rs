@@ -10,6 +10,8 @@ mod chaos;
 mod consume;
 mod declare;
 mod faults;
+#[cfg(unix)]
+mod fleet;
 mod foreign;
 mod fresh;
 #[cfg(unix)]
@@ -24,6 +26,8 @@ mod login;
 #[path = "../sqlite/process.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod process;
+#[cfg(unix)]
+mod proxy;
 mod publish;
 mod tls;
 #[cfg(unix)]
