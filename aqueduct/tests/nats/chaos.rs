@@ -119,7 +119,7 @@ async fn a_zombie(unguarded: bool) -> Vec<String> {
     tokio::time::timeout(LONG, taken).await.expect("the other takes over");
     fleet.resume(0);
     let (story, each) = fleet.end(load).await;
-    story.faults(&fleet.stills, KEYS, each)
+    story.faults(&fleet.stills, (KEYS, each), false)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

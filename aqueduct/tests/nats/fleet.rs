@@ -196,7 +196,7 @@ impl Fleet {
     /// Ends it as [`end`](Self::end) does; nothing may have gone wrong.
     pub(crate) async fn end_well(&mut self, load: Load) -> Story {
         let (story, each) = self.end(load).await;
-        let faults = story.faults(&self.stills, KEYS, each);
+        let faults = story.faults(&self.stills, (KEYS, each), self.layout == Layout::WorkQueue);
         assert!(faults.is_empty(), "{} faults: {:#?}", faults.len(), &faults[..faults.len().min(20)]);
         story
     }

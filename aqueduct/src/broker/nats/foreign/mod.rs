@@ -28,8 +28,9 @@ pub use source::NatsSource;
 /// over asks for everything again that was in hand, and has it before anything new. Events are settled one by one, and extended while
 /// they are worked on, so a handler may take longer than the durable's `ack_wait`.
 ///
-/// The trap: a durable hands an event out again when its instance was away for `ack_wait`, later ones of its key having been handled by then
-/// perhaps; that is seen, and everything in hand is begun anew, but a handler without a transaction may repeat what it did.
+/// The trap: a server that dies may forget that one event was settled and remember the next. Then single events are handled again, behind
+/// later ones of their key, and so is one whose instance was away for `ack_wait`. Only a handler with a transaction, whose inbox
+/// knows them, has its effect once and in order.
 ///
 /// ```no_run
 /// # async fn consume(router: aqueduct::Router) -> aqueduct::Result<()> {
