@@ -308,6 +308,13 @@ impl Link {
 }
 
 impl Mark {
+    /// Resolves when the connection is lost.
+    pub(super) async fn lost(&mut self) {
+        let losses = self.losses;
+        // Of a connection that is closed nothing more is heard.
+        let _ = self.state.wait_for(|state| state.losses > losses).await;
+    }
+
     /// The words with which the server did not permit what was sent on a subject; none if it was not sent in vain so far.
     fn denial(&mut self, subject: &str) -> Option<String> {
         let state = self.state.borrow_and_update();

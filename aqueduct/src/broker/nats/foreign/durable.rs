@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
+use super::super::connect::Mark;
 use super::super::member::{AHEAD_MAX, Inner, Task};
 use super::super::reader::{ACK, OPEN_AGAIN, ends};
 use super::super::wire;
@@ -121,7 +122,7 @@ async fn open(inner: &Inner, task: &Task, durable: &Durable) -> Result<Reader, B
             durable.name, durable.stream
         )));
     };
-    let info = &consumer.cached_info().clone();
+    let (info, connection) = (&consumer.cached_info().clone(), inner.shared.link.mark());
     durable.check(info)?;
     let (inbox, client) = (inner.shared.link.client.new_inbox(), &inner.shared.link.client);
     let messages = client.subscribe(inbox.clone()).await.map_err(away)?;
@@ -146,6 +147,7 @@ async fn open(inner: &Inner, task: &Task, durable: &Durable) -> Result<Reader, B
         inbox,
         messages,
         advisories,
+        connection,
         sequence,
         last,
         ack_wait,
@@ -181,6 +183,7 @@ struct Reader {
     inbox: String,
     messages: Subscriber,
     advisories: Subscriber,
+    connection: Mark,
     /// Of the last delivery.
     sequence: u64,
     /// The last position that was delivered before.
@@ -301,6 +304,7 @@ impl Reader {
         let message = tokio::select! {
             biased;
             Some(advisory) = self.advisories.next() => return Ok(Came::Advisory(advisory)),
+            () = self.connection.lost() => return Err("the connection is lost".into()),
             message = tokio::time::timeout(SILENT, self.messages.next()) => message,
         };
         let message = message.map_err(|_| "the server is silent")?.ok_or("the connection was closed")?;
