@@ -6,7 +6,7 @@ use crate::run::{cargo, rust_files, show};
 use crate::servers::Servers;
 
 /// The packages that have benchmarks, and the features that these ask for.
-const PACKAGES: [(&str, &str); 2] = [("aqueduct", "sqlite,postgres,mysql,testing"), ("aqueduct-cli", "")];
+const PACKAGES: [(&str, &str); 2] = [("aqueduct", "sqlite,postgres,mysql,nats,testing"), ("aqueduct-cli", "")];
 
 /// Runs all benchmarks, or the named one; a benchmark that misses its bar ends with an error, and so does this.
 pub(crate) fn run(name: Option<&str>) -> Result<()> {

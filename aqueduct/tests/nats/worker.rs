@@ -9,6 +9,7 @@ use aqueduct::{BoxFuture, BrokerError, Clock, Consumer, Epoch, Event, Message, P
 use serde_json::{Value, json};
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::fresh::pass;
 use crate::history::History;
 use crate::process::Warnings;
 
@@ -43,7 +44,7 @@ async fn consume(task: &Value) {
     let handler = async move |event: Event, Epoch(epoch): Epoch| {
         let (id, work) = (event.id.as_str(), Duration::from_micros(clock.random(longest)));
         history.note(json!({"start": id, "epoch": epoch}));
-        tokio::time::sleep(work).await;
+        pass(work).await;
         let polled = clock.boot();
         history.note(json!({"effect": id, "epoch": epoch, "polled": polled.0}));
     };

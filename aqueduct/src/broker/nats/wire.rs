@@ -124,13 +124,11 @@ pub(super) fn message(topic: &Topic, read: &async_nats::Message, stored_at: i128
     message
 }
 
-/// The same of a stream that others have made. The id under which the server knows it is kept: formats of others have no
-/// other.
+/// The same of a stream that others have made, with the id under which the server knows it: some formats have no other.
 pub(super) fn foreign_message(topic: &Topic, read: &async_nats::Message, stored_at: i128) -> Message {
     let mut message = message(topic, read, stored_at);
-    if let Some(id) = read.headers.as_ref().and_then(|headers| headers.get(MESSAGE_ID)) {
-        message.headers.add(MESSAGE_ID, decode(id.as_str()));
-    }
+    let id = read.headers.as_ref().and_then(|headers| headers.get(MESSAGE_ID));
+    message.dedup_id = id.and_then(|id| String::from_utf8(decode(id.as_str()).into()).ok()).map(Text::from);
     message
 }
 
