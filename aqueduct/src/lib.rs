@@ -33,6 +33,7 @@
 //! - [Retries and dead letters](guide::retries).
 //! - [Ordering](guide::ordering).
 //! - [Embedded](guide::embedded): broker and store in one SQLite file.
+//! - [Peers](guide::peers): other libraries on the same broker.
 //! - [Testing](guide::testing).
 //!
 //! The examples `01-hello` to `06-embedded` are a course.
@@ -47,6 +48,7 @@
 //! | publish from a database transaction | `Outbox`, `Relay`, `OutboxTable` (feature `sqlite`) |
 //! | say what to do about failures | [`Policy`], [`FaultExt`], [`Unknown`], every default in [`defaults`] |
 //! | look at what is parked or dead, and mend it | [`store::Store`], [`store::Command`] |
+//! | join services that use other libraries | [`compat`] |
 //! | add a broker, a store or a format | [`broker::Broker`], [`store::Store`], [`format::Format`] |
 //!
 //! # Features
@@ -61,7 +63,6 @@
 pub mod broker;
 mod call;
 mod clock;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod compat;
 pub mod engine;
 mod error;
@@ -93,6 +94,9 @@ pub mod guide {
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     #[doc = include_str!("guide/moving.md")]
     pub mod moving {}
+
+    #[doc = include_str!("guide/peers.md")]
+    pub mod peers {}
 
     #[doc = include_str!("guide/testing.md")]
     pub mod testing {}

@@ -5,16 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::json::{as_go, compact};
-use super::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
-use super::words::{Words, check_table};
+use super::format::write;
 use crate::OutboxTable;
 use crate::clock::Timestamp;
+use crate::compat::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
+use crate::compat::words::{Words, check_table};
 use crate::error::StoreError;
 use crate::event::Event;
 use crate::format::object::{Fields, string};
 use crate::outcome::BoxFuture;
-use crate::policy::Policy;
 use crate::sql::{Server, ServerDatabase, ServerOptions, SqlStore};
 use crate::store::sql::Beside;
 use crate::store::sql::dialect::{Session, SqlRow, Value};
@@ -112,20 +111,13 @@ impl Reader for Rows {
         } else if serde_json::from_str::<serde_core::de::IgnoredAny>(payload.as_str()).is_err() {
             Err(Text::from_static("its column `payload` is no JSON"))
         } else {
-            let body = envelope([&id, &version, &self.source], at, payload.as_str());
+            let body = write([&id, &version, &self.source].map(Text::as_str), Some(at), payload.as_str());
             let event = Event::raw(subject.clone(), body).content_type("application/json").source(self.source.clone());
             let event = event.time(Timestamp::from_unix_ms(at)).header("Nats-Msg-Id", id.bytes());
             Ok(event.id(id.clone()).topic(Topic::from(topic.clone())))
         };
         Ok(Found { topic, id, kind: subject.clone(), key: None, order: subject, event })
     }
-}
-
-/// The envelope as Go's encoder writes it.
-fn envelope(texts: [&Text; 3], at: i64, payload: &str) -> String {
-    let [id, version, source] = texts.map(|text| as_go(&serde_json::Value::from(text.as_str()).to_string()));
-    let data = as_go(&compact(payload));
-    format!(r#"{{"id":{id},"version":{version},"source":{source},"timestamp":{at},"data":{data}}}"#)
 }
 
 /// The table `failed_tasks` of a Go service that has used the modules, kept beside Aqueduct's own: an event that becomes a dead
@@ -266,41 +258,6 @@ impl Beside for Failures {
             Ok(())
         })
     }
-}
-
-/// How long the modules wait after each failed delivery of a task; the one after the last of them is the last.
-pub const TASK_DELAYS: [Duration; 10] = [
-    Duration::from_secs(5),
-    Duration::from_mins(1),
-    Duration::from_mins(5),
-    Duration::from_mins(30),
-    Duration::from_hours(2),
-    Duration::from_hours(6),
-    Duration::from_hours(12),
-    Duration::from_hours(24),
-    Duration::from_hours(48),
-    Duration::from_hours(72),
-];
-
-/// As many attempts as the modules make at a task: one, and one after each of [`TASK_DELAYS`].
-///
-/// The waits of a policy double, from 5 s, and are no longer than 24 h. For those of the modules a handler returns its
-/// error [with the wait](crate::Error::retry_after) of its attempt.
-///
-/// ```
-/// use aqueduct::{Attempt, Error, compat::tupic};
-/// fn failed(error: Error, attempt: Attempt) -> Error {
-///     let wait = tupic::TASK_DELAYS.get(attempt.number as usize - 1);
-///     match wait {
-///         Some(wait) => error.retry_after(*wait),
-///         None => error,
-///     }
-/// }
-/// ```
-pub fn task_policy() -> Policy {
-    let [first, .., last] = TASK_DELAYS;
-    let policy = Policy::ordered().quick_attempts(1).parked_delay(first).parked_delay_max(last);
-    policy.max_attempts(10)
 }
 
 #[cfg(test)]
