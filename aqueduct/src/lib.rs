@@ -58,6 +58,7 @@
 //! | `sqlite` | a durable broker and store in one SQLite file, [`Tx`] and [`Outbox`] on it. Defaults to off |
 //! | `postgres`, `mysql` | a durable store in a PostgreSQL, MySQL or MariaDB database, [`Tx`], the outbox and its relay. Defaults to off |
 //! | `nats` | a broker on NATS JetStream; publishing so far. Defaults to off |
+//! | `proto` | Protobuf: `Proto`, `Event::from_proto`, and windshift's format. Defaults to off |
 //! | `testing` | the test kit: `TestApp` for tests of your handlers, the suites for adapters. Defaults to off |
 
 pub mod broker;
@@ -169,6 +170,8 @@ pub use engine::{Consumer, Health, Serve, ServeError, serve_all};
 pub use engine::{Relay, RelayServe};
 pub use error::{BoxError, BrokerError, Error, Fault, FaultExt, Result, StoreError, WiringError};
 pub use event::Event;
+#[cfg(feature = "proto")]
+pub use extract::Proto;
 pub use extract::{Deadline, Extension, FromCall, Json, State};
 pub use handler::{Configured, Handler};
 pub use headers::Headers;

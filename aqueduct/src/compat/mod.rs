@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | the gem `jetstream_bridge` | [`jetstream_bridge::Envelope`] | [`jetstream_bridge::Names`] |
 //! | tupic's Go modules | [`tupic::Envelope`] | [`tupic::task_subject`], [`tupic::durables`] |
+//! | windshift (feature `proto`) | `windshift::Protobuf` | `windshift::check_subject`, `windshift::check_pattern` |
 //!
 //! What a peer knows of an event is less than what Aqueduct knows: each format has a table of what travels, and how. What it has
 //! beside that is a header whose name begins with `ce-`, so it also survives a way through CloudEvents.
@@ -31,6 +32,8 @@ mod name;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod outbox;
 pub mod tupic;
+#[cfg(feature = "proto")]
+pub mod windshift;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod words;
 

@@ -15,4 +15,10 @@ impl NameError {
     pub(super) fn new(what: &'static str, name: &str, problem: impl Into<Text>) -> Self {
         Self { what, name: name.into(), problem: problem.into() }
     }
+
+    /// What is wrong, without the name.
+    #[cfg(feature = "proto")]
+    pub(super) fn problem(&self) -> Text {
+        self.problem.clone()
+    }
 }

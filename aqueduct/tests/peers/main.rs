@@ -8,3 +8,5 @@ mod bridge_captured;
 mod captured;
 mod tupic;
 mod tupic_captured;
+mod windshift;
+mod windshift_captured;
