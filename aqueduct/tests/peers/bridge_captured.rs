@@ -73,6 +73,15 @@ fn check_written(message: &Message, format: Envelope) {
     let written = format.encode(&made_of(body), &message.topic).unwrap();
     assert_eq!(written.body, in_utc(body));
     assert_eq!(on_the_wire(&written), on_the_wire(message));
+    // The same from a row of an outbox, whose payload is the whole envelope.
+    let row = Event::raw("any", body.to_owned()).id(written_id(&written)).source("s");
+    let written = format.whole(true).encode(&row, &message.topic).unwrap();
+    assert_eq!((on_the_wire(&written), &written.body), (on_the_wire(message), &message.body));
+    assert_eq!(read(&format.whole(true), &written).data, message.body);
+}
+
+fn written_id(message: &Message) -> String {
+    json(&message.body)["event_id"].as_str().unwrap().to_owned()
 }
 
 fn check_dead_letter(message: &Message) {
@@ -98,6 +107,10 @@ fn check_dead_letter(message: &Message) {
     let sequence = |name: &str| context["sequence"][name].as_u64();
     assert_eq!((dead.stream_sequence, dead.consumer_sequence), (sequence("stream"), sequence("consumer")));
     assert_eq!(dead.published_at.unwrap().to_string(), context["published_at"].as_str().unwrap());
+    if is_envelope(&message.body) {
+        let event = read(&Envelope::new(), message);
+        assert_eq!(DeadLetter::read(&event.headers).unwrap(), Some(dead), "an event keeps what is said of it");
+    }
 }
 
 fn check_message(message: &Message, generation: Generation) -> Vec<&'static str> {

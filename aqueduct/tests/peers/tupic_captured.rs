@@ -65,6 +65,13 @@ fn check_written(case: &Case, message: &Message) {
     let written = format(case).version(text("version")).encode(&event, &message.topic).unwrap();
     assert_eq!(written.body, message.body);
     assert_eq!(on_the_wire(&written), on_the_wire(message));
+    let row = event.clone();
+    let written = format(case)
+        .whole(true)
+        .encode(&Event::raw("any", message.body.clone()).id(row.id).source("s"), &message.topic);
+    let written = written.unwrap();
+    assert_eq!((on_the_wire(&written), &written.body), (on_the_wire(message), &message.body));
+    assert_eq!(read(&format(case).whole(true), &written).data, message.body);
     if let Some(row) = case.0.get("outbox_row") {
         assert_eq!(tupic::event_subject("acme", row["subject"].as_str().unwrap()).unwrap(), message.topic);
         assert_eq!((&row["message_id"], &row["version"]), (&text("id").into(), &text("version").into()));

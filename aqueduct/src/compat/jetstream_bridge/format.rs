@@ -52,6 +52,7 @@ use crate::topic::{Key, Text, Topic};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Envelope {
     generation: Generation,
+    whole: bool,
 }
 
 pub(super) const FORMAT: &str = "jetstream_bridge";
@@ -74,6 +75,23 @@ impl Envelope {
     pub fn generation(mut self, generation: Generation) -> Self {
         self.generation = generation;
         self
+    }
+
+    /// Whether the data of an event is a whole envelope, as in the rows of an [outbox](crate::compat): it is sent as it is, under the event's id, and read as
+    /// it is. Defaults to false.
+    pub fn whole(mut self, whole: bool) -> Self {
+        self.whole = whole;
+        self
+    }
+
+    /// The body that an event is sent with.
+    fn body(self, event: &Event) -> Result<Bytes, FormatError> {
+        if self.whole {
+            let fields: Fields<'_> = serde_json::from_slice(&event.data).map_err(|e| FormatError::json(FORMAT, &e))?;
+            return envelope(&fields, &event.data).map(|_| event.data.clone());
+        }
+        let payload: &RawValue = serde_json::from_slice(&event.data).map_err(|e| FormatError::json(FORMAT, &e))?;
+        Ok(write(event, &self.extras(event)?, payload.get()).into())
     }
 
     /// What is written of an event that has no field for it, as JSON, in the order of [`EXTRAS`].
@@ -117,8 +135,7 @@ impl Format for Envelope {
                 return Err(error(FormatErrorKind::Missing, at, "it is required and is missing or empty"));
             }
         }
-        let payload: &RawValue = serde_json::from_slice(&event.data).map_err(|e| FormatError::json(FORMAT, &e))?;
-        let body = write(event, &self.extras(event)?, payload.get());
+        let body = self.body(event)?;
         let is_extra = |name: &str| EXTRAS.iter().any(|(extra, _)| name.eq_ignore_ascii_case(extra));
         let (mut headers, mut dedup_id) = (crate::headers::Headers::new(), None);
         if self.generation < Generation::V2_1 {
@@ -130,7 +147,7 @@ impl Format for Envelope {
             headers.add(name, value.clone());
         }
         let key = event.key.as_ref().map(Key::bytes);
-        Ok(Message { topic: topic.clone(), key, headers, body: body.into(), dedup_id, stored_at: None })
+        Ok(Message { topic: topic.clone(), key, headers, body, dedup_id, stored_at: None })
     }
 
     fn decode(&self, message: &Message) -> Result<Decoded, FormatError> {
@@ -140,6 +157,10 @@ impl Format for Envelope {
         event.id = header::message_id(message).unwrap_or(event.id);
         event.topic = Some(message.topic.clone());
         event.headers = header::others(&message.headers, |_| true).map(|(n, v)| (n, v.clone())).collect();
+        if self.whole {
+            event.data = body.clone();
+            return Ok(Decoded::One(event));
+        }
         event.data = match fields.get(body, "payload") {
             Some(payload) => body.slice_ref(payload.get().as_bytes()),
             None => Bytes::from_static(b"null"),

@@ -5,19 +5,20 @@ use crate::topic::{Text, Topic};
 
 /// Versions of the gem that are alike on the broker.
 ///
-/// The trap: the version in a lock file lags behind the gem's tags, by up to two generations. Tell the generation of a fleet by the subjects on its broker.
+/// The trap: the version in a lock file lags behind the gem's tags, so it may name the generation before. Tell that of a fleet by the
+/// subjects on its broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Generation {
     /// Versions 1.0.1 to 1.2.
     V1_0,
-    /// Versions 1.3 to 2.0, which call the stream otherwise.
+    /// Versions 1.3 to 2.0.0, which call the stream otherwise.
     V1_3,
-    /// Versions 2.1 to 3.0, with other subjects, and ids in a header that the server does not look at.
+    /// Versions 2.1 to 3.0.2, with other subjects, and ids in a header that the server does not look at.
     V2_1,
-    /// Versions 4.0 to 4.4, whose applications have dead letters of their own.
+    /// Versions 4.0 to 4.4.1, whose applications have dead letters of their own.
     V4_0,
-    /// Versions 4.5 to 7.1, which know no environment.
+    /// Versions 4.5.1 to 7.1, which know no environment.
     #[default]
     V4_5,
 }

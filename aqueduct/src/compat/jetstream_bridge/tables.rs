@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::format::{envelope, scalar};
+use super::format::{Envelope, envelope, scalar};
 use crate::OutboxTable;
 use crate::clock::Timestamp;
 use crate::compat::json::compact;
@@ -13,6 +13,7 @@ use crate::compat::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
 use crate::compat::words::{Words, check_table};
 use crate::error::{StoreError, without_values};
 use crate::event::Event;
+use crate::format::Format;
 use crate::format::object::Fields;
 use crate::outcome::BoxFuture;
 use crate::sql::{Server, ServerDatabase, ServerOptions, SqlStore};
@@ -31,6 +32,9 @@ const ABANDONED: Duration = Duration::from_mins(5);
 /// by which the relay knows them again. What is no event says `failed` alone, and keeps nobody waiting. A row
 /// that is [discarded](OutboxTable::discard) stays, as one that has failed. Aqueduct's own tables are in the same database.
 ///
+/// On NATS the relay wants the format [`Envelope`] with [`whole`](Envelope::whole): the gem's consumers may lose an event whose headers
+/// are those of another.
+///
 /// The traps: the gem writes a row only as `publishing`, and publishes it itself; so the application writes `pending` rows in
 /// its transactions instead, and calls the gem's `publish` no more. A row that says `publishing` may be in the hands of a
 /// Rails process, and is left alone for five minutes, while later rows of its resource pass it; published after that, it may be
@@ -44,7 +48,8 @@ const ABANDONED: Duration = Duration::from_mins(5);
 /// use aqueduct::{MemoryBroker, Relay, compat::jetstream_bridge, postgres::PgStore};
 /// let store = PgStore::connect("postgres://shop:secret@localhost/shop").await?;
 /// let table = jetstream_bridge::Outbox::new().open(&store)?;
-/// Relay::new(table, MemoryBroker::new()).serve().await?;
+/// let format = jetstream_bridge::Envelope::new().whole(true);
+/// Relay::new(table, MemoryBroker::new()).format(format).serve().await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -240,7 +245,8 @@ struct Effects {
 
 impl Effects {
     fn new_row(&self, id: Text, subject: Text, event: &Event, now: Value) -> Vec<Value> {
-        let data = String::from_utf8_lossy(&event.data);
+        let event_data = whole(event, &id, &subject);
+        let data = String::from_utf8_lossy(&event_data);
         // The gem puts texts into its JSON columns.
         let string = |text: &str| Value::Text(serde_json::Value::from(text).to_string().into());
         let headers = serde_json::json!({ "nats-msg-id": id.as_str() }).to_string();
@@ -248,14 +254,25 @@ impl Effects {
         if self.before_7 {
             args.push(string(&data));
         } else {
-            let fields = serde_json::from_slice::<Fields<'_>>(&event.data).ok();
-            let field = |name| fields.as_ref().and_then(|fields| scalar(fields.get(&event.data, name)?, &event.data));
+            let fields = serde_json::from_slice::<Fields<'_>>(&event_data).ok();
+            let field = |name| fields.as_ref().and_then(|fields| scalar(fields.get(&event_data, name)?, &event_data));
             args.extend([Value::Text(data.into_owned().into()), Value::Text(event.kind.clone())]);
             args.extend(["resource_type", "resource_id"].map(|name| Value::from(field(name))));
         }
         args.extend(std::iter::repeat_n(now, 4));
         args
     }
+}
+
+/// The whole envelope of an event: its data, or, if that is the payload alone, what it was sent as.
+fn whole(event: &Event, id: &Text, subject: &Text) -> Bytes {
+    let fields = serde_json::from_slice::<Fields<'_>>(&event.data).ok();
+    let inner = fields.and_then(|fields| envelope(&fields, &event.data).ok());
+    if inner.is_some_and(|inner| inner.kind == event.kind) {
+        return event.data.clone();
+    }
+    let sent = Envelope::new().encode(&event.clone().id(id.clone()), &Topic::from(subject.clone()));
+    sent.map_or_else(|_| event.data.clone(), |message| message.body)
 }
 
 impl Beside for Effects {
@@ -313,6 +330,25 @@ mod tests {
         let event =
             found(r#"{"event_type":"created","resource_type":"event","resource_id":"","payload":{}}"#).event.unwrap();
         assert_eq!((event.key, event.time), (None, Some(Timestamp::from_unix_ms(1_000))));
+    }
+
+    #[test]
+    fn an_inbox_row_has_the_whole_envelope_whichever_way_the_event_was_read() {
+        let effects = Effects { before_7: false, find: "", insert: "", update: "" };
+        let mut message = crate::message::Message::new("orders.sync.warehouse", BODY);
+        message.headers.add("nats-msg-id", "e1");
+        let rows = [false, true].map(|whole| {
+            let read = Envelope::new().whole(whole).decode(&message).unwrap();
+            let crate::format::Decoded::One(event) = read else { panic!("one event") };
+            effects.new_row(event.id.clone(), "s".into(), &event, Value::Int(1))
+        });
+        let text = |value: &Value| format!("{value:?}");
+        assert_eq!(
+            rows[0].iter().skip(4).map(text).collect::<Vec<_>>(),
+            rows[1].iter().skip(4).map(text).collect::<Vec<_>>()
+        );
+        assert!(text(&rows[0][3]).contains("resource_id") && text(&rows[0][3]).contains("2.50"));
+        assert_eq!(text(&rows[0][6]), text(&Value::Text("7".into())));
     }
 
     #[test]

@@ -47,10 +47,13 @@ pub struct Envelope {
     prefix: Text,
     version: Text,
     wrapped: bool,
+    whole: bool,
 }
 
 const FORMAT: &str = "tupic";
-const VERSION: &str = "ce-version";
+/// The header of events with the version, and what it is without one.
+pub(super) const VERSION: &str = "ce-version";
+pub(super) const FIRST: &str = "1";
 const VERSION_CHARS_MAX: usize = 20;
 /// What data of tasks is wrapped in up to version 0.1.2.
 const TASK: &str = "Task";
@@ -58,7 +61,7 @@ const TASK: &str = "Task";
 impl Envelope {
     /// The envelope of applications whose subjects have this prefix.
     pub fn new(prefix: impl Into<Text>) -> Self {
-        Self { prefix: prefix.into(), version: Text::from_static("1"), wrapped: false }
+        Self { prefix: prefix.into(), version: Text::from_static(FIRST), wrapped: false, whole: false }
     }
 
     /// The version of events that do not say one, at most 20 characters. Defaults to `1`.
@@ -72,6 +75,31 @@ impl Envelope {
     pub fn wrapped_tasks(mut self, wrapped: bool) -> Self {
         self.wrapped = wrapped;
         self
+    }
+
+    /// Whether the data of an event is a whole envelope, as in the rows of an [outbox](crate::compat): it is sent as it is, under the event's id, and read as
+    /// it is. Defaults to false.
+    pub fn whole(mut self, whole: bool) -> Self {
+        self.whole = whole;
+        self
+    }
+
+    /// The body that an event is sent with.
+    fn body(&self, event: &Event) -> Result<Bytes, FormatError> {
+        if self.whole {
+            let fields = serde_json::from_slice(&event.data).map(|_: Fields<'_>| event.data.clone());
+            return fields.map_err(|e| FormatError::json(FORMAT, &e));
+        }
+        let version = header::text(FORMAT, &event.headers, VERSION)?.unwrap_or(self.version.as_str());
+        if version.chars().count() > VERSION_CHARS_MAX {
+            let problem =
+                "it is longer than 20 characters, and a task that fails would leave no row: take a shorter one";
+            return Err(error(FormatErrorKind::Unsupported, "version", problem));
+        }
+        let data: &RawValue = serde_json::from_slice(&event.data).map_err(|e| FormatError::json(FORMAT, &e))?;
+        let data = if self.wrapped { format!("{{\"{TASK}\":{}}}", data.get()) } else { data.get().to_owned() };
+        let texts = [event.id.as_str(), version, event.source.as_str()];
+        Ok(write(texts, event.time.map(Timestamp::unix_ms), &data).into())
     }
 
     /// The data inside `{"Task": ...}`, or what was given.
@@ -88,22 +116,12 @@ impl Format for Envelope {
         if event.source.is_empty() {
             return Err(error(FormatErrorKind::Missing, "source", "it is required and is missing or empty"));
         }
-        let version = header::text(FORMAT, &event.headers, VERSION)?.unwrap_or(self.version.as_str());
-        if version.chars().count() > VERSION_CHARS_MAX {
-            let problem =
-                "it is longer than 20 characters, and a task that fails would leave no row: take a shorter one";
-            return Err(error(FormatErrorKind::Unsupported, "version", problem));
-        }
-        let data: &RawValue = serde_json::from_slice(&event.data).map_err(|e| FormatError::json(FORMAT, &e))?;
-        let data = if self.wrapped { format!("{{\"{TASK}\":{}}}", data.get()) } else { data.get().to_owned() };
-        let body =
-            write([event.id.as_str(), version, event.source.as_str()], event.time.map(Timestamp::unix_ms), &data);
         let headers = header::others(&event.headers, |name| !name.eq_ignore_ascii_case(VERSION));
         Ok(Message {
             topic: topic.clone(),
             key: event.key.as_ref().map(Key::bytes),
             headers: headers.map(|(name, value)| (name, value.clone())).collect(),
-            body: body.into(),
+            body: self.body(event)?,
             dedup_id: Some(event.id.clone()),
             stored_at: None,
         })
@@ -120,6 +138,7 @@ impl Format for Envelope {
         let time = timestamp(&fields, body)?;
         let data = last(&fields, body, "data", |_| true).map(|data| body.slice_ref(data.get().as_bytes()));
         let data = self.unwrapped(data.unwrap_or_else(|| Bytes::from_static(b"null")));
+        let data = if self.whole { body.clone() } else { data };
         let key = message.key().map(|key| Text::try_from(key.clone())).transpose();
         let key = key.map_err(|e| error(FormatErrorKind::Malformed, "key of the message", e.to_string()))?;
         let subject = message.topic.as_str();

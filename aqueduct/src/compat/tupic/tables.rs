@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::format::write;
+use super::format::{FIRST, VERSION, write};
 use crate::OutboxTable;
 use crate::clock::Timestamp;
 use crate::compat::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
@@ -28,6 +28,9 @@ use crate::topic::{Partition, Text, Topic};
 /// brackets by which the relay knows them again. One that is [discarded](OutboxTable::discard) keeps both.
 /// Aqueduct's own tables are in the same database.
 ///
+/// On NATS the relay wants the format [`Envelope`](super::Envelope) with [`whole`](super::Envelope::whole), so that the server knows events by the id that the modules give
+/// them.
+///
 /// The traps: the service must not run its own relay at the same time, or events are published twice, and out of order. Rows
 /// stay when they are published, so give the table an index on `id` with the condition
 /// `published_at is null and failed_at is null`: without it every look reads all of them, as it did before.
@@ -38,7 +41,8 @@ use crate::topic::{Partition, Text, Topic};
 /// use aqueduct::{MemoryBroker, Relay, compat::tupic, postgres::PgStore};
 /// let store = PgStore::connect("postgres://assets:secret@localhost/assets").await?;
 /// let table = tupic::Outbox::new("acme", "assets").open(&store)?;
-/// Relay::new(table, MemoryBroker::new()).serve().await?;
+/// let format = tupic::Envelope::new("acme").whole(true);
+/// Relay::new(table, MemoryBroker::new()).format(format).serve().await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -124,7 +128,7 @@ impl Reader for Rows {
 /// letter has a row there too, written in the same transaction.
 ///
 /// The row has the event's id, or one made of its identity if that is no UUID; the topic without the prefix as its type; version
-/// and payload of the envelope, or the event's data, and a JSON null if there is none; the number of attempts, the last
+/// and payload of the envelope, or the header `ce-version` (1 without it) and the event's data, and a JSON null if there is none; the number of attempts, the last
 /// error, and the time. The first row of an id stays.
 ///
 /// The trap: what the table does not take, such as a payload that PostgreSQL cannot store, is told in the log alone; the dead
@@ -191,13 +195,15 @@ struct Failures {
 
 impl Failures {
     fn values(&self, partition: &Partition, row: &Row, now: Timestamp) -> Vec<Value> {
-        let (id, body) = match &row.content {
-            Content::Event(event) => (event.id.clone(), event.data.clone()),
-            Content::Undecodable(message) => (Text::default(), message.body.clone()),
+        let (id, body, said) = match &row.content {
+            Content::Event(event) => {
+                (event.id.clone(), event.data.clone(), event.headers.text(VERSION).unwrap_or(FIRST))
+            }
+            Content::Undecodable(message) => (Text::default(), message.body.clone(), ""),
         };
         let subject = partition.topic.as_str();
         let rest = subject.strip_prefix(self.prefix.as_str()).and_then(|rest| rest.strip_prefix('.'));
-        let (version, payload) = parts(&id, &body);
+        let (version, payload) = parts(&id, &body, said);
         let id = id.as_str().parse::<uuid::Uuid>().unwrap_or_else(|_| made_of(partition, row, &id));
         let error = row.history.back().map(|failure| failure.error.as_str().replace('\0', "")).unwrap_or_default();
         vec![
@@ -222,8 +228,8 @@ fn made_of(partition: &Partition, row: &Row, id: &Text) -> uuid::Uuid {
     uuid::Builder::from_custom_bytes(xxhash_rust::xxh3::xxh3_128(name.as_bytes()).to_be_bytes()).into_uuid()
 }
 
-/// Version and payload of an envelope, or the body itself if it is none.
-fn parts(id: &Text, body: &Bytes) -> (String, String) {
+/// Version and payload of an envelope, or what was said and the body itself if it is none.
+fn parts(id: &Text, body: &Bytes, said: &str) -> (String, String) {
     let valid = |raw: &RawValue| Some(raw.get().to_owned()).filter(|json| !json.contains("\\u0000"));
     let Ok(raw) = serde_json::from_slice::<&RawValue>(body) else { return (String::new(), NULL.to_owned()) };
     if let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body)
@@ -234,7 +240,7 @@ fn parts(id: &Text, body: &Bytes) -> (String, String) {
         let data = fields.get(body, "data").and_then(valid).unwrap_or_else(|| NULL.to_owned());
         return (version.map(|version| version.to_string()).unwrap_or_default(), data);
     }
-    (String::new(), valid(raw).unwrap_or_else(|| NULL.to_owned()))
+    (said.to_owned(), valid(raw).unwrap_or_else(|| NULL.to_owned()))
 }
 
 const NULL: &str = "null";
