@@ -12,16 +12,16 @@
 //! | tupic's Go modules | [`tupic::Envelope`] | [`tupic::task_subject`], [`tupic::durables`] |
 //! | windshift (feature `proto`) | `windshift::Protobuf` | `windshift::check_subject`, `windshift::check_pattern` |
 //!
-//! What a peer knows of an event is less than what Aqueduct knows: each format has a table of what travels, and how. What it has
-//! beside that is a header whose name begins with `ce-`, so it also survives a way through CloudEvents.
+//! What a peer knows of an event is less than what Aqueduct knows: each format has a table of what travels, and how. What the
+//! peer has beside an event's fields is a header whose name begins with `ce-`, so it survives a way through CloudEvents too.
 //!
 //! The message's `dedup_id` stands for the header `Nats-Msg-Id`, in exactly this case, by which the server knows repeats. A
 //! format that leaves it empty wants no such header: there are consumers that lose events by it.
 //!
 //! # In databases
 //!
-//! With the features `postgres` and `mysql` the outboxes of a Rails or Go service are relayed, and their inbox and tables of failures are
-//! kept. Each system says what its tables look like; what is done with them is written once beside it.
+//! With the features `postgres` and `mysql` the outboxes of a Rails or Go service are relayed, and their inbox and tables
+//! of failures are kept. Each system says what its tables look like; what is done with them is written once beside it.
 
 mod header;
 pub mod jetstream_bridge;

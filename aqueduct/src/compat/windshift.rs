@@ -32,11 +32,12 @@ use crate::topic::{Key, Text, Topic};
 /// | `key` | the key of the message, which windshift does not know |
 /// | `data` | the body, as it is |
 ///
-/// Other headers stay. Data becomes a value by [`Proto`](crate::Proto) or [`Event::proto`], and a value data by [`Event::from_proto`].
+/// Other headers stay. Data becomes a value by [`Proto`](crate::Proto) or [`Event::proto`], and a value data by
+/// [`Event::from_proto`].
 ///
-/// The traps: source, subject, schema and content type do not travel, and the server knows repeats by the id alone, whatever the
-/// source. windshift's handlers fail on a type that is not linked into their program. What it expects to be the last sequence in a stream is
-/// not part of the format: `NatsBroker::publish_expecting` says that to the server.
+/// The traps: source, subject, schema and content type do not travel, and the server knows repeats by the id alone,
+/// whatever the source. windshift's handlers fail on a type that is not linked into their program. What it expects to be
+/// the last sequence in a stream is not part of the format: `NatsBroker::publish_expecting` says that to the server.
 ///
 /// ```
 /// use aqueduct::compat::windshift::Protobuf;
@@ -146,8 +147,8 @@ fn is_identifier(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// Says what is wrong with the subject of an event, if anything: windshift wants letters, digits, `_` and `-`, with single dots between
-/// them.
+/// Says what is wrong with the subject of an event, if anything: windshift wants letters, digits, `_` and `-`, with single
+/// dots between them.
 ///
 /// ```
 /// use aqueduct::compat::windshift::check_subject;
@@ -166,8 +167,8 @@ pub fn check_subject(subject: impl AsRef<str>) -> Result<(), NameError> {
     Err(NameError::new("subject", subject, Text::from_static(problem)))
 }
 
-/// Says what is wrong with what a consumer subscribes to, if anything: a subject in which `*` may stand for one part, and `>` at the end for one
-/// or more.
+/// Says what is wrong with what a consumer subscribes to, if anything: a subject in which `*` may stand for one part, and
+/// `>` at the end for one or more.
 ///
 /// ```
 /// use aqueduct::compat::windshift::check_pattern;

@@ -176,6 +176,23 @@ fn no_header_of_the_server_is_written_from_version_2_1_on() {
 }
 
 #[test]
+fn the_key_of_a_message_is_the_one_that_is_read() {
+    let event = Event::raw("order.paid", r#"{"id": 5}"#).id("1").source("s");
+    for (event, key) in [(event.clone(), "order/5"), (event.clone().key("7"), "order/7"), (event.key("a/7"), "a/7")] {
+        let message = Envelope::new().encode(&event, &Topic::from("t")).unwrap();
+        assert_eq!(message.key().unwrap(), key);
+        assert_eq!(read(&Envelope::new(), &message).key.unwrap().as_str(), key);
+    }
+}
+
+#[test]
+fn a_row_that_is_no_envelope_is_refused() {
+    let event = Event::raw("order.paid", "{}").id("1").source("s");
+    let refused = Envelope::new().whole(true).encode(&event, &Topic::from("t")).unwrap_err();
+    assert!(refused.to_string().contains("event_type"), "{refused}");
+}
+
+#[test]
 fn a_trace_is_that_of_the_event_or_always_the_same() {
     let event = Event::raw("order.paid", "{}").id("1").source("s");
     let trace =

@@ -12,8 +12,8 @@ use crate::topic::Text;
 
 /// What the headers of a dead letter say of it, from version 2.4 of the gem on.
 ///
-/// A dead letter is the message as it came, with these headers. Those of older versions are copies and nothing else, and with `Nats-Msg-Id`
-/// among the headers the server dropped them.
+/// A dead letter is the message as it came, with these headers. Those of older versions are copies and nothing else, and
+/// with `Nats-Msg-Id` among the headers the server dropped them.
 ///
 /// The traps: an event may have several dead letters, one for each delivery; and where the original has no `nats-msg-id`, the gem
 /// makes the `event_id` up.

@@ -25,14 +25,15 @@ use crate::topic::{Key, Text, Topic};
 /// | header `ce-resourceid` | `resource_id`. Defaults to the rest of the key, else to `id` (or `resource_id`) of the payload, else to an empty text |
 /// | header `ce-traceid` | `trace_id`. Defaults to the end of the trace id in `traceparent`, else to a hash of the id |
 ///
-/// An event that is read has such a header only where the envelope says something else than the default, so that it is written again as
-/// it was, whatever types its values have: a header that is JSON stands as it is, any other text as a string. Other headers stay. Only `event_type` must be
-/// there; an event without an id is known by its position.
+/// An event that is read has such a header only where the envelope says something else than the default, so that it is
+/// written again as it was, whatever types its values have: a header that is JSON stands as it is, any other text as a
+/// string. Other headers stay. Only `event_type` must be there; an event without an id is known by its position. The key of
+/// the message is the one that is read.
 ///
-/// The traps: the key that is read begins with the resource type, so a key `7` comes back as `order/7`. Subject, schema and content type do not travel.
-/// And up to version 2.0 the id is in `Nats-Msg-Id`, by which the server drops repeats; later fleets have it in lower case, where the server does not look, since a
-/// dead letter in the same stream would be dropped as a repeat of its own original. So choose the right [`Generation`], and expect an
-/// event twice.
+/// The traps: the key that is read begins with the resource type, so a key `7` comes back as `order/7`. Subject, schema and
+/// content type do not travel. And up to version 2.0 the id is in `Nats-Msg-Id`, by which the server drops repeats; later
+/// fleets have it in lower case, where the server does not look, since a dead letter in the same stream would be dropped as
+/// a repeat of its own original. So choose the right [`Generation`], and expect an event twice.
 ///
 /// ```
 /// use aqueduct::compat::jetstream_bridge::Envelope;
@@ -57,7 +58,7 @@ pub struct Envelope {
 
 pub(super) const FORMAT: &str = "jetstream_bridge";
 
-/// Headers of events for what an event has no field for; the fields of [`Extras`] in this order.
+/// Headers of events for what an event has no field for, and the fields of the envelope.
 const EXTRAS: [(&str, &str); 4] = [
     ("ce-schemaversion", "schema_version"),
     ("ce-resourcetype", "resource_type"),
@@ -77,8 +78,8 @@ impl Envelope {
         self
     }
 
-    /// Whether the data of an event is a whole envelope, as in the rows of an [outbox](crate::compat): it is sent as it is, under the event's id, and read as
-    /// it is. Defaults to false.
+    /// Whether the data of an event is a whole envelope, as in the rows of an [outbox](crate::compat): it is sent as it is,
+    /// under the event's id, and read as it is. Defaults to false.
     pub fn whole(mut self, whole: bool) -> Self {
         self.whole = whole;
         self
@@ -87,8 +88,7 @@ impl Envelope {
     /// The body that an event is sent with.
     fn body(self, event: &Event) -> Result<Bytes, FormatError> {
         if self.whole {
-            let fields: Fields<'_> = serde_json::from_slice(&event.data).map_err(|e| FormatError::json(FORMAT, &e))?;
-            return envelope(&fields, &event.data).map(|_| event.data.clone());
+            return Ok(event.data.clone());
         }
         let payload: &RawValue = serde_json::from_slice(&event.data).map_err(|e| FormatError::json(FORMAT, &e))?;
         Ok(write(event, &self.extras(event)?, payload.get()).into())
@@ -146,7 +146,8 @@ impl Format for Envelope {
         for (name, value) in header::others(&event.headers, |name| !is_extra(name)) {
             headers.add(name, value.clone());
         }
-        let key = event.key.as_ref().map(Key::bytes);
+        let fields: Fields<'_> = serde_json::from_slice(&body).map_err(|e| FormatError::json(FORMAT, &e))?;
+        let key = envelope(&fields, &body)?.key.as_ref().map(Key::bytes);
         Ok(Message { topic: topic.clone(), key, headers, body, dedup_id, stored_at: None })
     }
 

@@ -5,8 +5,8 @@ use crate::topic::{Text, Topic};
 
 /// Versions of the gem that are alike on the broker.
 ///
-/// The trap: the version in a lock file lags behind the gem's tags, so it may name the generation before. Tell that of a fleet by the
-/// subjects on its broker.
+/// The trap: the version in a lock file lags behind the gem's tags, so it may name the generation before. Tell that of a
+/// fleet by the subjects on its broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Generation {
@@ -90,8 +90,8 @@ impl Names {
 
     /// The subjects that the application wants in the stream, in the gem's order.
     ///
-    /// The trap: an application whose subjects are missing there adds them when it starts, and sets the stream's limits back to their
-    /// defaults, or fails. List those of all applications before any starts.
+    /// The trap: an application whose subjects are missing there adds them when it starts, and sets the stream's limits
+    /// back to their defaults, or fails. List those of all applications before any starts.
     pub fn subjects(&self) -> [&Topic; 3] {
         [&self.publish, &self.subscribe, &self.dead_letters]
     }

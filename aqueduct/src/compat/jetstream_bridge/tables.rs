@@ -32,8 +32,8 @@ const ABANDONED: Duration = Duration::from_mins(5);
 /// by which the relay knows them again. What is no event says `failed` alone, and keeps nobody waiting. A row
 /// that is [discarded](OutboxTable::discard) stays, as one that has failed. Aqueduct's own tables are in the same database.
 ///
-/// On NATS the relay wants the format [`Envelope`] with [`whole`](Envelope::whole): the gem's consumers may lose an event whose headers
-/// are those of another.
+/// On NATS the relay wants the format [`Envelope`] with [`whole`](Envelope::whole): with another one the gem's
+/// consumers may lose their dead letters.
 ///
 /// The traps: the gem writes a row only as `publishing`, and publishes it itself; so the application writes `pending` rows in
 /// its transactions instead, and calls the gem's `publish` no more. A row that says `publishing` may be in the hands of a
@@ -65,7 +65,8 @@ impl Outbox {
         Self { table: "jetstream_bridge_outbox_events".to_owned(), abandoned: ABANDONED }
     }
 
-    /// The name of the table; `jetstream_outbox_events` before 7.0.3. All relays on it call it the same. Defaults to `jetstream_bridge_outbox_events`.
+    /// The name of the table; `jetstream_outbox_events` before 7.0.3. All relays on it call it the same. Defaults to
+    /// `jetstream_bridge_outbox_events`.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self

@@ -24,11 +24,12 @@ use crate::topic::{Key, Text, Topic};
 /// | `kind` | the subject without the prefix |
 /// | `key` | the key of the message, which the modules do not know |
 ///
-/// Everything may be missing when it is read, names are read in any case, and the types are as strict as those of the modules, which drop
-/// what does not have them. Without `data` the data is `null`. Headers stay.
+/// Everything may be missing when it is read, names are read in any case, and the types are as strict as those of the
+/// modules, which drop what does not have them. Without `data` the data is `null`. Headers stay.
 ///
-/// The traps: the type does not travel but as the subject, so give each type a subject of its own. The server knows repeats by the id
-/// alone, whatever the source. The data is compared as JSON, never as bytes: on its way it passes through a database and Go's encoder.
+/// The traps: the type does not travel but as the subject, so give each type a subject of its own. The server knows repeats
+/// by the id alone, whatever the source. The data is compared as JSON, never as bytes: on its way it passes through a
+/// database and Go's encoder.
 ///
 /// ```
 /// use aqueduct::compat::tupic::Envelope;
@@ -70,15 +71,16 @@ impl Envelope {
         self
     }
 
-    /// Whether this is for tasks of the modules up to version 0.1.2, whose data is in an object `{"Task": ...}`. It is taken out when it is
-    /// read, where it is there. Events are not wrapped: give them a format of their own. Defaults to false.
+    /// Whether this is for tasks of the modules up to version 0.1.2, whose data is in an object `{"Task": ...}`. It is
+    /// taken out when it is read, where it is there. Events are not wrapped: give them a format of their own. Defaults to
+    /// false.
     pub fn wrapped_tasks(mut self, wrapped: bool) -> Self {
         self.wrapped = wrapped;
         self
     }
 
-    /// Whether the data of an event is a whole envelope, as in the rows of an [outbox](crate::compat): it is sent as it is, under the event's id, and read as
-    /// it is. Defaults to false.
+    /// Whether the data of an event is a whole envelope, as in the rows of an [outbox](crate::compat): it is sent as it is,
+    /// under the event's id, and read as it is. Defaults to false.
     pub fn whole(mut self, whole: bool) -> Self {
         self.whole = whole;
         self

@@ -19,11 +19,11 @@ pub fn event_subject(prefix: impl AsRef<str>, subject: impl AsRef<str>) -> Resul
     below(prefix.as_ref(), subject.as_ref())
 }
 
-/// The subject of a task: `queues`, its channel and its name below the prefix. Refused if one could not be part of a subject. The modules call
-/// the usual channel `default`.
+/// The subject of a task: `queues`, its channel and its name below the prefix. Refused if one could not be part of a
+/// subject. The modules call the usual channel `default`.
 ///
-/// The trap: up to version 0.1.2 there are no channels, and a task names its subject itself, `queue.` and its name as a rule: that is an
-/// [`event_subject`].
+/// The trap: up to version 0.1.2 there are no channels, and a task names its subject itself, `queue.` and its name as a
+/// rule: that is an [`event_subject`].
 ///
 /// ```
 /// use aqueduct::compat::tupic::task_subject;
@@ -60,8 +60,8 @@ fn below(prefix: &str, rest: &str) -> Result<Topic, NameError> {
 
 /// The name of the durable consumer that an application makes of a subject: of events with the prefix, of tasks without it.
 ///
-/// The trap: never take such a name for a durable of your own. The application then fails to start, and while it runs nobody else can
-/// read from it.
+/// The trap: never take such a name for a durable of your own. The application then fails to start, and while it runs
+/// nobody else can read from it.
 ///
 /// ```
 /// use aqueduct::compat::tupic::durable;
@@ -73,7 +73,8 @@ pub fn durable(app: impl AsRef<str>, subject: impl AsRef<str>) -> Text {
     format!("{}-{rest}", app.as_ref()).into()
 }
 
-/// The [`durable`]s of all subjects of an application. Refused if two subjects have the same: the application would not start with both.
+/// The [`durable`]s of all subjects of an application. Refused if two subjects have the same: the application would not
+/// start with both.
 ///
 /// ```
 /// use aqueduct::compat::tupic::durables;

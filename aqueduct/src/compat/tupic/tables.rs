@@ -23,13 +23,13 @@ use crate::topic::{Partition, Text, Topic};
 /// The outbox table of a Go service that has used the modules: rows that are neither published nor failed are published under
 /// the prefix and their subject, in the envelope that its peers read, and have a `published_at` then.
 ///
-/// Events of a subject keep their order, as with the modules' own relay; there is nothing else to order by. One that
-/// is refused has a `failed_at`, with the later ones of its subject, until it is taken; the reason is in `error`, behind a mark in
-/// brackets by which the relay knows them again. One that is [discarded](OutboxTable::discard) keeps both.
+/// Events of a subject keep their order, as with the modules' own relay; there is nothing else to order by. One that is
+/// refused has a `failed_at`, with the later ones of its subject, until it is taken; the reason is in `error`, behind a
+/// mark in brackets by which the relay knows them again. One that is [discarded](OutboxTable::discard) keeps both.
 /// Aqueduct's own tables are in the same database.
 ///
-/// On NATS the relay wants the format [`Envelope`](super::Envelope) with [`whole`](super::Envelope::whole), so that the server knows events by the id that the modules give
-/// them.
+/// On NATS the relay wants the format [`Envelope`](super::Envelope) with [`whole`](super::Envelope::whole), so that the
+/// server knows events by the id that the modules give them.
 ///
 /// The traps: the service must not run its own relay at the same time, or events are published twice, and out of order. Rows
 /// stay when they are published, so give the table an index on `id` with the condition
@@ -127,9 +127,9 @@ impl Reader for Rows {
 /// The table `failed_tasks` of a Go service that has used the modules, kept beside Aqueduct's own: an event that becomes a dead
 /// letter has a row there too, written in the same transaction.
 ///
-/// The row has the event's id, or one made of its identity if that is no UUID; the topic without the prefix as its type; version
-/// and payload of the envelope, or the header `ce-version` (1 without it) and the event's data, and a JSON null if there is none; the number of attempts, the last
-/// error, and the time. The first row of an id stays.
+/// The row has the event's id, or one made of its identity if that is no UUID; the topic without the prefix as its type;
+/// version and payload of the envelope, or the header `ce-version` (1 without it) and the event's data, and a JSON null if
+/// there is none; the number of attempts, the last error, and the time. The first row of an id stays.
 ///
 /// The trap: what the table does not take, such as a payload that PostgreSQL cannot store, is told in the log alone; the dead
 /// letter is in Aqueduct's store all the same.

@@ -18,8 +18,8 @@ pub const TASK_DELAYS: [Duration; 10] = [
     Duration::from_hours(72),
 ];
 
-/// How long the modules wait after this delivery of a task, counted from 1, has failed; none after the last, which makes it a failed
-/// task.
+/// How long the modules wait after this delivery of a task, counted from 1, has failed; none after the last, which makes it
+/// a failed task.
 ///
 /// ```
 /// use aqueduct::compat::tupic::task_delay;
