@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a failed test")]
 
+mod arbitrary;
 mod bridge;
 mod bridge_captured;
 mod captured;

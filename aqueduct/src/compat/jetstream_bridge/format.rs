@@ -136,14 +136,13 @@ impl Format for Envelope {
             }
         }
         let body = self.body(event)?;
-        let is_extra = |name: &str| EXTRAS.iter().any(|(extra, _)| name.eq_ignore_ascii_case(extra));
         let (mut headers, mut dedup_id) = (crate::headers::Headers::new(), None);
         if self.generation < Generation::V2_1 {
             dedup_id = Some(event.id.clone());
         } else {
             headers.add(Text::from_static(MESSAGE_ID), event.id.bytes());
         }
-        for (name, value) in header::others(&event.headers, |name| !is_extra(name)) {
+        for (name, value) in header::others(&event.headers, is_no_extra) {
             headers.add(name, value.clone());
         }
         let fields: Fields<'_> = serde_json::from_slice(&body).map_err(|e| FormatError::json(FORMAT, &e))?;
@@ -157,7 +156,7 @@ impl Format for Envelope {
         let mut event = envelope(&fields, body)?;
         event.id = header::message_id(message).unwrap_or(event.id);
         event.topic = Some(message.topic.clone());
-        event.headers = header::others(&message.headers, |_| true).map(|(n, v)| (n, v.clone())).collect();
+        event.headers = header::others(&message.headers, is_no_extra).map(|(n, v)| (n, v.clone())).collect();
         if self.whole {
             event.data = body.clone();
             return Ok(Decoded::One(event));
@@ -173,6 +172,10 @@ impl Format for Envelope {
         }
         Ok(Decoded::One(event))
     }
+}
+
+fn is_no_extra(name: &str) -> bool {
+    !EXTRAS.iter().any(|(extra, _)| name.eq_ignore_ascii_case(extra))
 }
 
 /// The event of an envelope, but for what is beside the body, its headers and its data.
