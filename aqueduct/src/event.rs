@@ -62,6 +62,20 @@ impl Event {
         Self { kind: kind.into(), data: data.into(), ..Self::default() }
     }
 
+    /// An event whose data is this message as Protobuf, and whose type is the full name of its type.
+    ///
+    /// ```
+    /// # fn main() -> aqueduct::Result<()> {
+    /// let event = aqueduct::Event::from_proto(&"hello".to_owned());
+    /// assert_eq!(event.kind, "google.protobuf.StringValue");
+    /// assert_eq!(event.proto::<String>()?, "hello");
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "proto")]
+    pub fn from_proto<T: prost::Name>(message: &T) -> Self {
+        Self::raw(T::full_name(), message.encode_to_vec()).content_type("application/protobuf")
+    }
+
     /// Sets the id. Defaults to a new UUIDv7 when published.
     pub fn id(mut self, id: impl Into<Text>) -> Self {
         self.id = id.into();
@@ -121,6 +135,20 @@ impl Event {
         serde_json::from_slice(&self.data).map_err(|e| {
             let problem = without_values(&e);
             Error::msg(format!("the data of {:?} event {:?} is not the JSON expected: {problem}", self.kind, self.id))
+        })
+    }
+
+    /// The data read as Protobuf; the error names the event and the field, and shows nothing of the data.
+    ///
+    /// The trap: bytes of another type may well be read, as nonsense. Go by the event's type.
+    #[cfg(feature = "proto")]
+    pub fn proto<T: prost::Message + Default>(&self) -> Result<T> {
+        T::decode(self.data.clone()).map_err(|e| {
+            let problem = e.to_string();
+            Error::msg(format!(
+                "the data of {:?} event {:?} is not the Protobuf expected: {problem}",
+                self.kind, self.id
+            ))
         })
     }
 

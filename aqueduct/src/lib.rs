@@ -33,6 +33,7 @@
 //! - [Retries and dead letters](guide::retries).
 //! - [Ordering](guide::ordering).
 //! - [Embedded](guide::embedded): broker and store in one SQLite file.
+//! - [Peers](guide::peers): other libraries on the same broker.
 //! - [Testing](guide::testing).
 //!
 //! The examples `01-hello` to `06-embedded` are a course.
@@ -47,6 +48,7 @@
 //! | publish from a database transaction | `Outbox`, `Relay`, `OutboxTable` (feature `sqlite`) |
 //! | say what to do about failures | [`Policy`], [`FaultExt`], [`Unknown`], every default in [`defaults`] |
 //! | look at what is parked or dead, and mend it | [`store::Store`], [`store::Command`] |
+//! | join services that use other libraries | [`compat`] |
 //! | add a broker, a store or a format | [`broker::Broker`], [`store::Store`], [`format::Format`] |
 //!
 //! # Features
@@ -56,12 +58,12 @@
 //! | `sqlite` | a durable broker and store in one SQLite file, [`Tx`] and [`Outbox`] on it. Defaults to off |
 //! | `postgres`, `mysql` | a durable store in a PostgreSQL, MySQL or MariaDB database, [`Tx`], the outbox and its relay. Defaults to off |
 //! | `nats` | a broker on NATS JetStream; publishing so far. Defaults to off |
+//! | `proto` | Protobuf: `Proto`, `Event::from_proto`, and windshift's format. Defaults to off |
 //! | `testing` | the test kit: `TestApp` for tests of your handlers, the suites for adapters. Defaults to off |
 
 pub mod broker;
 mod call;
 mod clock;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod compat;
 pub mod engine;
 mod error;
@@ -93,6 +95,9 @@ pub mod guide {
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     #[doc = include_str!("guide/moving.md")]
     pub mod moving {}
+
+    #[doc = include_str!("guide/peers.md")]
+    pub mod peers {}
 
     #[doc = include_str!("guide/testing.md")]
     pub mod testing {}
@@ -165,6 +170,8 @@ pub use engine::{Consumer, Health, Serve, ServeError, serve_all};
 pub use engine::{Relay, RelayServe};
 pub use error::{BoxError, BrokerError, Error, Fault, FaultExt, Result, StoreError, WiringError};
 pub use event::Event;
+#[cfg(feature = "proto")]
+pub use extract::Proto;
 pub use extract::{Deadline, Extension, FromCall, Json, State};
 pub use handler::{Configured, Handler};
 pub use headers::Headers;

@@ -10,10 +10,14 @@ use crate::store::Store;
 
 mod json;
 mod parts;
+#[cfg(feature = "proto")]
+mod proto;
 mod state;
 
 pub use json::Json;
 pub use parts::Deadline;
+#[cfg(feature = "proto")]
+pub use proto::Proto;
 pub use state::{Extension, FromState, State};
 
 /// A value that a handler can have as an argument.

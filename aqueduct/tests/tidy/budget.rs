@@ -23,6 +23,9 @@ fn area(source: &Source) -> Option<(String, usize)> {
         ["engine", "relay", ..]
         | ["store", "outbox"]
         | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_800)),
+        ["compat", system @ ("jetstream_bridge" | "tupic" | "windshift"), ..] if !module.ends_with(&["tables"]) => {
+            Some((format!("compat/{system}"), 400))
+        }
         ["compat", ..] | ["store", "sql", "beside"] => Some(("compat".into(), 700)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
@@ -68,6 +71,8 @@ mod lints {
         };
         assert_eq!(at("format/json.rs", 400), [""; 0]);
         assert_eq!(at("format/json.rs", 401), ["format/json"]);
+        assert_eq!(at("compat/tupic/format.rs", 401), ["compat/tupic"]);
+        assert_eq!(at("compat/tupic/tables.rs", 1_100), [""; 0]);
         assert_eq!(at("engine/lanes.rs", 3_650), ["engine"]);
         assert_eq!(at("broker/memory/log.rs", 2_001), ["broker/memory"]);
         assert_eq!(at("router.rs", 5_001), ["the rest of the library"]);

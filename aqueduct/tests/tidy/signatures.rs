@@ -6,8 +6,17 @@ use crate::imports::{inline_path, uses};
 use crate::source::{Finding, Source, blank, block_end, block_start, identifier, item_end, words};
 
 /// What may be seen from outside: a path and all below it.
-const ALLOWED: [&str; 8] =
-    ["bytes", "bytestring", "serde_core", "sqlx", "tokio::time::Instant", "tower_layer", "tower_service", "uuid"];
+const ALLOWED: [&str; 9] = [
+    "bytes",
+    "bytestring",
+    "prost",
+    "serde_core",
+    "sqlx",
+    "tokio::time::Instant",
+    "tower_layer",
+    "tower_service",
+    "uuid",
+];
 
 /// The names of the crates that a manifest's normal dependencies bring, as code writes them.
 pub(crate) fn dependencies(manifest: &str) -> Vec<String> {

@@ -5,16 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::json::{as_go, compact};
-use super::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
-use super::words::{Words, check_table};
+use super::format::{FIRST, VERSION, write};
 use crate::OutboxTable;
 use crate::clock::Timestamp;
+use crate::compat::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
+use crate::compat::words::{Words, check_table};
 use crate::error::StoreError;
 use crate::event::Event;
 use crate::format::object::{Fields, string};
 use crate::outcome::BoxFuture;
-use crate::policy::Policy;
 use crate::sql::{Server, ServerDatabase, ServerOptions, SqlStore};
 use crate::store::sql::Beside;
 use crate::store::sql::dialect::{Session, SqlRow, Value};
@@ -24,10 +23,13 @@ use crate::topic::{Partition, Text, Topic};
 /// The outbox table of a Go service that has used the modules: rows that are neither published nor failed are published under
 /// the prefix and their subject, in the envelope that its peers read, and have a `published_at` then.
 ///
-/// Events of a subject keep their order, as with the modules' own relay; there is nothing else to order by. One that
-/// is refused has a `failed_at`, with the later ones of its subject, until it is taken; the reason is in `error`, behind a mark in
-/// brackets by which the relay knows them again. One that is [discarded](OutboxTable::discard) keeps both.
+/// Events of a subject keep their order, as with the modules' own relay; there is nothing else to order by. One that is
+/// refused has a `failed_at`, with the later ones of its subject, until it is taken; the reason is in `error`, behind a
+/// mark in brackets by which the relay knows them again. One that is [discarded](OutboxTable::discard) keeps both.
 /// Aqueduct's own tables are in the same database.
+///
+/// On NATS the relay wants the format [`Envelope`](super::Envelope) with [`whole`](super::Envelope::whole), so that the
+/// server knows events by the id that the modules give them.
 ///
 /// The traps: the service must not run its own relay at the same time, or events are published twice, and out of order. Rows
 /// stay when they are published, so give the table an index on `id` with the condition
@@ -39,7 +41,8 @@ use crate::topic::{Partition, Text, Topic};
 /// use aqueduct::{MemoryBroker, Relay, compat::tupic, postgres::PgStore};
 /// let store = PgStore::connect("postgres://assets:secret@localhost/assets").await?;
 /// let table = tupic::Outbox::new("acme", "assets").open(&store)?;
-/// Relay::new(table, MemoryBroker::new()).serve().await?;
+/// let format = tupic::Envelope::new("acme").whole(true);
+/// Relay::new(table, MemoryBroker::new()).format(format).serve().await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -112,7 +115,7 @@ impl Reader for Rows {
         } else if serde_json::from_str::<serde_core::de::IgnoredAny>(payload.as_str()).is_err() {
             Err(Text::from_static("its column `payload` is no JSON"))
         } else {
-            let body = envelope([&id, &version, &self.source], at, payload.as_str());
+            let body = write([&id, &version, &self.source].map(Text::as_str), Some(at), payload.as_str());
             let event = Event::raw(subject.clone(), body).content_type("application/json").source(self.source.clone());
             let event = event.time(Timestamp::from_unix_ms(at)).header("Nats-Msg-Id", id.bytes());
             Ok(event.id(id.clone()).topic(Topic::from(topic.clone())))
@@ -121,19 +124,12 @@ impl Reader for Rows {
     }
 }
 
-/// The envelope as Go's encoder writes it.
-fn envelope(texts: [&Text; 3], at: i64, payload: &str) -> String {
-    let [id, version, source] = texts.map(|text| as_go(&serde_json::Value::from(text.as_str()).to_string()));
-    let data = as_go(&compact(payload));
-    format!(r#"{{"id":{id},"version":{version},"source":{source},"timestamp":{at},"data":{data}}}"#)
-}
-
 /// The table `failed_tasks` of a Go service that has used the modules, kept beside Aqueduct's own: an event that becomes a dead
 /// letter has a row there too, written in the same transaction.
 ///
-/// The row has the event's id, or one made of its identity if that is no UUID; the topic without the prefix as its type; version
-/// and payload of the envelope, or the event's data, and a JSON null if there is none; the number of attempts, the last
-/// error, and the time. The first row of an id stays.
+/// The row has the event's id, or one made of its identity if that is no UUID; the topic without the prefix as its type;
+/// version and payload of the envelope, or the header `ce-version` (1 without it) and the event's data, and a JSON null if
+/// there is none; the number of attempts, the last error, and the time. The first row of an id stays.
 ///
 /// The trap: what the table does not take, such as a payload that PostgreSQL cannot store, is told in the log alone; the dead
 /// letter is in Aqueduct's store all the same.
@@ -199,13 +195,15 @@ struct Failures {
 
 impl Failures {
     fn values(&self, partition: &Partition, row: &Row, now: Timestamp) -> Vec<Value> {
-        let (id, body) = match &row.content {
-            Content::Event(event) => (event.id.clone(), event.data.clone()),
-            Content::Undecodable(message) => (Text::default(), message.body.clone()),
+        let (id, body, said) = match &row.content {
+            Content::Event(event) => {
+                (event.id.clone(), event.data.clone(), event.headers.text(VERSION).unwrap_or(FIRST))
+            }
+            Content::Undecodable(message) => (Text::default(), message.body.clone(), ""),
         };
         let subject = partition.topic.as_str();
         let rest = subject.strip_prefix(self.prefix.as_str()).and_then(|rest| rest.strip_prefix('.'));
-        let (version, payload) = parts(&id, &body);
+        let (version, payload) = parts(&id, &body, said);
         let id = id.as_str().parse::<uuid::Uuid>().unwrap_or_else(|_| made_of(partition, row, &id));
         let error = row.history.back().map(|failure| failure.error.as_str().replace('\0', "")).unwrap_or_default();
         vec![
@@ -230,8 +228,8 @@ fn made_of(partition: &Partition, row: &Row, id: &Text) -> uuid::Uuid {
     uuid::Builder::from_custom_bytes(xxhash_rust::xxh3::xxh3_128(name.as_bytes()).to_be_bytes()).into_uuid()
 }
 
-/// Version and payload of an envelope, or the body itself if it is none.
-fn parts(id: &Text, body: &Bytes) -> (String, String) {
+/// Version and payload of an envelope, or what was said and the body itself if it is none.
+fn parts(id: &Text, body: &Bytes, said: &str) -> (String, String) {
     let valid = |raw: &RawValue| Some(raw.get().to_owned()).filter(|json| !json.contains("\\u0000"));
     let Ok(raw) = serde_json::from_slice::<&RawValue>(body) else { return (String::new(), NULL.to_owned()) };
     if let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body)
@@ -242,7 +240,7 @@ fn parts(id: &Text, body: &Bytes) -> (String, String) {
         let data = fields.get(body, "data").and_then(valid).unwrap_or_else(|| NULL.to_owned());
         return (version.map(|version| version.to_string()).unwrap_or_default(), data);
     }
-    (String::new(), valid(raw).unwrap_or_else(|| NULL.to_owned()))
+    (said.to_owned(), valid(raw).unwrap_or_else(|| NULL.to_owned()))
 }
 
 const NULL: &str = "null";
@@ -266,41 +264,6 @@ impl Beside for Failures {
             Ok(())
         })
     }
-}
-
-/// How long the modules wait after each failed delivery of a task; the one after the last of them is the last.
-pub const TASK_DELAYS: [Duration; 10] = [
-    Duration::from_secs(5),
-    Duration::from_mins(1),
-    Duration::from_mins(5),
-    Duration::from_mins(30),
-    Duration::from_hours(2),
-    Duration::from_hours(6),
-    Duration::from_hours(12),
-    Duration::from_hours(24),
-    Duration::from_hours(48),
-    Duration::from_hours(72),
-];
-
-/// As many attempts as the modules make at a task: one, and one after each of [`TASK_DELAYS`].
-///
-/// The waits of a policy double, from 5 s, and are no longer than 24 h. For those of the modules a handler returns its
-/// error [with the wait](crate::Error::retry_after) of its attempt.
-///
-/// ```
-/// use aqueduct::{Attempt, Error, compat::tupic};
-/// fn failed(error: Error, attempt: Attempt) -> Error {
-///     let wait = tupic::TASK_DELAYS.get(attempt.number as usize - 1);
-///     match wait {
-///         Some(wait) => error.retry_after(*wait),
-///         None => error,
-///     }
-/// }
-/// ```
-pub fn task_policy() -> Policy {
-    let [first, .., last] = TASK_DELAYS;
-    let policy = Policy::ordered().quick_attempts(1).parked_delay(first).parked_delay_max(last);
-    policy.max_attempts(10)
 }
 
 #[cfg(test)]

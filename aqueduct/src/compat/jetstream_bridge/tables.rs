@@ -5,20 +5,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::json::compact;
-use super::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
-use super::words::{Words, check_table};
+use super::format::{Envelope, envelope, scalar};
 use crate::OutboxTable;
 use crate::clock::Timestamp;
+use crate::compat::json::compact;
+use crate::compat::outbox::{Found, OWN_COLUMNS, Reader, Shape, open};
+use crate::compat::words::{Words, check_table};
 use crate::error::{StoreError, without_values};
 use crate::event::Event;
-use crate::format::object::{Fields, is_number, string};
+use crate::format::Format;
+use crate::format::object::Fields;
 use crate::outcome::BoxFuture;
-use crate::policy::Policy;
 use crate::sql::{Server, ServerDatabase, ServerOptions, SqlStore};
 use crate::store::sql::Beside;
 use crate::store::sql::dialect::{Session, SqlRow, Value};
-use crate::topic::{Key, Partition, Text, Topic};
+use crate::topic::{Partition, Text, Topic};
 
 /// How long a row may say `publishing` before the process that wrote it counts as gone: the gem tries for some seconds.
 const ABANDONED: Duration = Duration::from_mins(5);
@@ -30,6 +31,9 @@ const ABANDONED: Duration = Duration::from_mins(5);
 /// `failed`, with the later ones of its resource, until it is taken; the reason is in `last_error`, behind a mark in brackets
 /// by which the relay knows them again. What is no event says `failed` alone, and keeps nobody waiting. A row
 /// that is [discarded](OutboxTable::discard) stays, as one that has failed. Aqueduct's own tables are in the same database.
+///
+/// On NATS the relay wants the format [`Envelope`] with [`whole`](Envelope::whole): with another one the gem's
+/// consumers may lose their dead letters.
 ///
 /// The traps: the gem writes a row only as `publishing`, and publishes it itself; so the application writes `pending` rows in
 /// its transactions instead, and calls the gem's `publish` no more. A row that says `publishing` may be in the hands of a
@@ -44,7 +48,8 @@ const ABANDONED: Duration = Duration::from_mins(5);
 /// use aqueduct::{MemoryBroker, Relay, compat::jetstream_bridge, postgres::PgStore};
 /// let store = PgStore::connect("postgres://shop:secret@localhost/shop").await?;
 /// let table = jetstream_bridge::Outbox::new().open(&store)?;
-/// Relay::new(table, MemoryBroker::new()).serve().await?;
+/// let format = jetstream_bridge::Envelope::new().whole(true);
+/// Relay::new(table, MemoryBroker::new()).format(format).serve().await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -60,7 +65,8 @@ impl Outbox {
         Self { table: "jetstream_bridge_outbox_events".to_owned(), abandoned: ABANDONED }
     }
 
-    /// The name of the table; `jetstream_outbox_events` before 7.0.3. All relays on it call it the same. Defaults to `jetstream_bridge_outbox_events`.
+    /// The name of the table; `jetstream_outbox_events` before 7.0.3. All relays on it call it the same. Defaults to
+    /// `jetstream_bridge_outbox_events`.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
@@ -110,7 +116,7 @@ impl Reader for Rows {
             Ok::<_, StoreError>(Text::from(String::from_utf8_lossy(&bytes).into_owned()))
         };
         let (id, topic, payload) = (text(0)?, text(1)?, text(2)?);
-        let (kind, key, event) = match body(payload.as_str()).and_then(|body| envelope(&body)) {
+        let (kind, key, event) = match body(payload.as_str()).and_then(|body| event(&body)) {
             Ok(event) => (event.kind.clone(), event.key.clone(), Ok(event)),
             Err(why) => (Text::default(), None, Err(why)),
         };
@@ -138,30 +144,14 @@ fn body(payload: &str) -> Result<Bytes, Text> {
     Ok(compact(json.get()).into())
 }
 
-/// The event of an envelope, but for its id and topic.
-fn envelope(body: &Bytes) -> Result<Event, Text> {
+/// The event of an envelope, but for its id and topic. Its data is the envelope.
+fn event(body: &Bytes) -> Result<Event, Text> {
     let fields: Fields<'_> = serde_json::from_slice(body)
         .map_err(|e| Text::from(format!("its column `payload` holds no JSON object: {}", without_values(&e))))?;
-    let text = |name| fields.get(body, name).and_then(|value| string(body, value).ok()).filter(|text| !text.is_empty());
-    let Some(kind) = text("event_type").or_else(|| text("type")) else {
-        return Err(Text::from_static("the envelope in its column `payload` has no `event_type`"));
-    };
-    let resource = fields.get(body, "resource_id").and_then(|id| scalar(id, body));
-    let of = text("resource_type").unwrap_or_else(|| Text::from_static("event"));
-    let mut event = Event::raw(kind, body.clone()).content_type("application/json");
-    event.key = resource.and_then(|id| Key::new(format!("{of}/{id}")));
-    event.source = text("producer").unwrap_or_default();
-    event.time = text("occurred_at").and_then(|time| time.as_str().parse().ok());
-    Ok(event)
-}
-
-/// A text or number as text; none for an empty one, and for anything else.
-fn scalar(value: &RawValue, body: &Bytes) -> Option<Text> {
-    if is_number(value) {
-        Some(Text::from(value.get()))
-    } else {
-        string(body, value).ok().filter(|text| !text.is_empty())
-    }
+    let mut event = envelope(&fields, body)
+        .map_err(|_| Text::from_static("the envelope in its column `payload` has no `event_type`"))?;
+    event.data = body.clone();
+    Ok(event.content_type("application/json"))
 }
 
 /// The inbox table of a Rails application that has used the gem, kept beside Aqueduct's own: in the transaction of a handler
@@ -256,7 +246,8 @@ struct Effects {
 
 impl Effects {
     fn new_row(&self, id: Text, subject: Text, event: &Event, now: Value) -> Vec<Value> {
-        let data = String::from_utf8_lossy(&event.data);
+        let event_data = whole(event, &id, &subject);
+        let data = String::from_utf8_lossy(&event_data);
         // The gem puts texts into its JSON columns.
         let string = |text: &str| Value::Text(serde_json::Value::from(text).to_string().into());
         let headers = serde_json::json!({ "nats-msg-id": id.as_str() }).to_string();
@@ -264,14 +255,25 @@ impl Effects {
         if self.before_7 {
             args.push(string(&data));
         } else {
-            let fields = serde_json::from_slice::<Fields<'_>>(&event.data).ok();
-            let field = |name| fields.as_ref().and_then(|fields| scalar(fields.get(&event.data, name)?, &event.data));
+            let fields = serde_json::from_slice::<Fields<'_>>(&event_data).ok();
+            let field = |name| fields.as_ref().and_then(|fields| scalar(fields.get(&event_data, name)?, &event_data));
             args.extend([Value::Text(data.into_owned().into()), Value::Text(event.kind.clone())]);
             args.extend(["resource_type", "resource_id"].map(|name| Value::from(field(name))));
         }
         args.extend(std::iter::repeat_n(now, 4));
         args
     }
+}
+
+/// The whole envelope of an event: its data, or, if that is the payload alone, what it was sent as.
+fn whole(event: &Event, id: &Text, subject: &Text) -> Bytes {
+    let fields = serde_json::from_slice::<Fields<'_>>(&event.data).ok();
+    let inner = fields.and_then(|fields| envelope(&fields, &event.data).ok());
+    if inner.is_some_and(|inner| inner.kind == event.kind) {
+        return event.data.clone();
+    }
+    let sent = Envelope::new().encode(&event.clone().id(id.clone()), &Topic::from(subject.clone()));
+    sent.map_or_else(|_| event.data.clone(), |message| message.body)
 }
 
 impl Beside for Effects {
@@ -294,83 +296,6 @@ impl Beside for Effects {
                 }
             }
         })
-    }
-}
-
-/// What one of the gem's presets sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Preset {
-    /// Its name.
-    pub name: &'static str,
-    /// Whether the gem keeps an outbox, and an inbox, and publishes dead letters.
-    pub outbox: bool,
-    #[expect(missing_docs, reason = "the line above says it")]
-    pub inbox: bool,
-    #[expect(missing_docs, reason = "the line above says it")]
-    pub dead_letters: bool,
-    /// How often an event is delivered.
-    pub max_deliver: u32,
-    /// How long a delivery may take.
-    pub ack_wait: Duration,
-    /// What the gem means to wait between deliveries. It sends them in wrong units, so its consumers never did.
-    pub backoff: &'static [Duration],
-}
-
-const fn seconds<const N: usize>(seconds: [u64; N]) -> [Duration; N] {
-    let (mut all, mut n) = ([Duration::ZERO; N], 0);
-    while n < N {
-        all[n] = Duration::from_secs(seconds[n]);
-        n += 1;
-    }
-    all
-}
-
-impl Preset {
-    /// All of them, as of version 7.1.
-    pub const ALL: [Self; 6] = [
-        Self::new("development", [false, false, false], 3, 10, &seconds([1, 2, 5])),
-        Self::new("test", [false, false, false], 2, 5, &[Duration::from_millis(100), Duration::from_millis(500)]),
-        Self::new("staging", [true, true, true], 3, 15, &seconds([1, 5, 15])),
-        Self::new("production", [true, true, true], 5, 30, &seconds([1, 5, 15, 30, 60])),
-        Self::new("high_throughput", [false, false, true], 3, 10, &seconds([1, 2, 5])),
-        Self::new(
-            "maximum_reliability",
-            [true, true, true],
-            10,
-            60,
-            &seconds([1, 5, 15, 30, 60, 120, 300, 600, 1_200, 1_800]),
-        ),
-    ];
-
-    const fn new(
-        name: &'static str,
-        [outbox, inbox, dead_letters]: [bool; 3],
-        max_deliver: u32,
-        ack_wait: u64,
-        backoff: &'static [Duration],
-    ) -> Self {
-        Self { name, outbox, inbox, dead_letters, max_deliver, ack_wait: Duration::from_secs(ack_wait), backoff }
-    }
-
-    /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|preset| preset.name == name)
-    }
-
-    /// A policy with as many attempts, whose waits double from the first to the last of the preset's. Give the
-    /// consumer [`ack_wait`](Self::ack_wait) as its [timeout](crate::Consumer::timeout).
-    ///
-    /// ```
-    /// use aqueduct::{Consumer, MemoryBroker, compat::jetstream_bridge::Preset};
-    /// let preset = Preset::named("production").unwrap();
-    /// let consumer = Consumer::new("warehouse", MemoryBroker::new()).policy(preset.policy()).timeout(preset.ack_wait);
-    /// # drop(consumer);
-    /// ```
-    pub fn policy(&self) -> Policy {
-        let [first, last] = [self.backoff.first(), self.backoff.last()].map(|wait| wait.copied().unwrap_or_default());
-        let policy = Policy::ordered().quick_attempts(1).parked_delay(first).parked_delay_max(last);
-        policy.max_attempts(self.max_deliver.saturating_sub(1))
     }
 }
 
@@ -409,6 +334,25 @@ mod tests {
     }
 
     #[test]
+    fn an_inbox_row_has_the_whole_envelope_whichever_way_the_event_was_read() {
+        let effects = Effects { before_7: false, find: "", insert: "", update: "" };
+        let mut message = crate::message::Message::new("orders.sync.warehouse", BODY);
+        message.headers.add("nats-msg-id", "e1");
+        let rows = [false, true].map(|whole| {
+            let read = Envelope::new().whole(whole).decode(&message).unwrap();
+            let crate::format::Decoded::One(event) = read else { panic!("one event") };
+            effects.new_row(event.id.clone(), "s".into(), &event, Value::Int(1))
+        });
+        let text = |value: &Value| format!("{value:?}");
+        assert_eq!(
+            rows[0].iter().skip(4).map(text).collect::<Vec<_>>(),
+            rows[1].iter().skip(4).map(text).collect::<Vec<_>>()
+        );
+        assert!(text(&rows[0][3]).contains("resource_id") && text(&rows[0][3]).contains("2.50"));
+        assert_eq!(text(&rows[0][6]), text(&Value::Text("7".into())));
+    }
+
+    #[test]
     fn what_is_no_envelope_says_why_and_shows_nothing_of_it() {
         for (payload, why) in [
             ("", "no JSON"),
@@ -422,15 +366,5 @@ mod tests {
             let found = found(payload).event.unwrap_err();
             assert!(found.as_str().contains(why) && !found.as_str().contains("4111"), "{payload}: {found}");
         }
-    }
-
-    #[test]
-    fn presets_become_policies_of_as_many_attempts() {
-        let preset = Preset::named("production").unwrap();
-        assert_eq!((preset.max_deliver, preset.ack_wait.as_secs(), preset.backoff.len()), (5, 30, 5));
-        let policy = preset.policy();
-        assert_eq!((policy.quick_attempts, policy.parked_attempts), (1, 4));
-        assert_eq!([1, 3, 9].map(|attempt| policy.parked_wait(attempt).as_secs()), [1, 4, 60]);
-        assert_eq!(Preset::named("nonsense"), None);
     }
 }
