@@ -34,6 +34,7 @@ pub(crate) struct Held {
     /// Another is to own it: finish or cancel its work, and [let go](Keeper::let_go). May be taken back.
     pub(crate) revoking: bool,
     /// What an owner before has written down.
+    #[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "elsewhere the floor lies with the log"))]
     pub(crate) floor: Option<Position>,
 }
 
