@@ -8,8 +8,8 @@
 
 use std::future::IntoFuture;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use aqueduct::broker::{Broker, Start};
@@ -54,11 +54,13 @@ fn event(topic: &Topic, number: u64) -> Message {
     CloudEvents::binary().encode(&event.key(format!("key-{}", number % KEYS)), topic).expect("an event")
 }
 
-/// Counts to the end.
+/// Counts to the end, and how long it took from the first to the last.
 #[derive(Default)]
 struct Count {
     done: AtomicU64,
     end: u64,
+    first: OnceLock<Instant>,
+    last: OnceLock<Instant>,
     all: Notify,
 }
 
@@ -68,9 +70,19 @@ impl Count {
     }
 
     fn one(&self) {
-        if self.done.fetch_add(1, Ordering::Relaxed) + 1 == self.end {
-            self.all.notify_one();
+        match self.done.fetch_add(1, Ordering::Relaxed) + 1 {
+            1 => drop(self.first.set(Instant::now())),
+            done if done == self.end => {
+                let _ = self.last.set(Instant::now());
+                self.all.notify_one();
+            }
+            _ => {}
         }
+    }
+
+    fn rate(&self) -> f64 {
+        let [first, last] = [&self.first, &self.last].map(|at| *at.get().expect("an end"));
+        f64::from(u32::try_from(self.end).unwrap_or(u32::MAX)) / last.duration_since(first).as_secs_f64()
     }
 }
 
@@ -117,17 +129,15 @@ impl Bench {
             counted.one();
         };
         let consumer = Consumer::new(self.name(), self.broker.clone()).topics([TOPIC]).concurrency(CONCURRENCY);
-        let since = Instant::now();
         let serve = consumer.serve(Router::new().on("order.placed", handler));
-        let all = async move { count.all.notified().await };
-        // From the first event that there is to the last, with joining, taking and leaving the partitions.
-        serve.with_graceful_shutdown(all).await.expect("a service");
-        rate(events, since)
+        let all = Arc::clone(&count);
+        serve.with_graceful_shutdown(async move { all.all.notified().await }).await.expect("a service");
+        count.rate()
     }
 
     /// A reader for each partition, and an ack for all up to it each 64 events or 20 ms.
     async fn same_layout(&self, events: u64) -> f64 {
-        let (count, since) = (Count::to(events), Instant::now());
+        let count = Count::to(events);
         let mut readers = JoinSet::new();
         for partition in 0..PARTITIONS {
             let filter_subject = format!("{TOPIC}.{PARTITIONS}.{partition}.>");
@@ -156,24 +166,24 @@ impl Bench {
             });
         }
         count.all.notified().await;
-        rate(events, since)
+        count.rate()
     }
 
     /// One consumer of the whole stream, and an ack for each event.
     async fn ack_each(&self, events: u64) -> f64 {
-        let (since, mut left) = (Instant::now(), events);
+        let count = Count::to(events);
         let consumer = self.consumer(pull::Config { max_ack_pending: -1, ..pull::Config::default() }).await;
         let mut messages = consumer.stream().max_messages_per_batch(256).messages().await.expect("messages");
-        while left > 0 {
+        for _ in 0..events {
             messages.next().await.expect("a message").expect("a message").ack().await.expect("an ack");
-            left -= 1;
+            count.one();
         }
-        rate(events, since)
+        count.rate()
     }
 
     /// As many handlers at once, in whatever order.
     async fn no_order(&self, events: u64, work: Duration) -> f64 {
-        let (since, permits) = (Instant::now(), Arc::new(Semaphore::new(CONCURRENCY)));
+        let (count, permits) = (Count::to(events), Arc::new(Semaphore::new(CONCURRENCY)));
         let consumer = self.consumer(pull::Config { max_ack_pending: -1, ..pull::Config::default() }).await;
         let mut messages = consumer.stream().max_messages_per_batch(256).messages().await.expect("messages");
         let mut handlers = JoinSet::new();
@@ -181,14 +191,16 @@ impl Bench {
             let message = messages.next().await.expect("a message").expect("a message");
             let permit = Arc::clone(&permits).acquire_owned().await.expect("a permit");
             while handlers.try_join_next().is_some() {}
+            let count = Arc::clone(&count);
             handlers.spawn(async move {
                 tokio::time::sleep(work).await;
+                count.one();
                 message.ack().await.expect("an ack");
                 drop(permit);
             });
         }
         while handlers.join_next().await.is_some() {}
-        rate(events, since)
+        count.rate()
     }
 
     async fn publishes(&self) -> f64 {

@@ -6,7 +6,7 @@ use crate::source::{Finding, Source};
 
 /// More than its budget, with a sentence in ARCHITECTURE.md that says why: area and lines.
 const EXCEEDED: [(&str, usize); 7] = [
-    ("broker/nats", 2_900),
+    ("broker/nats", 2_550),
     ("broker/sqlite", 2_410),
     ("engine", 3_650),
     ("format/cloudevents", 450),
@@ -28,6 +28,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
         }
         ["compat", ..] | ["store", "sql", "beside"] => Some(("compat".into(), 700)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
+        ["broker", "nats", "foreign", ..] => Some(("streams of others on NATS".into(), 700)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
         ["store", "sql", "server", ..] => Some(("the servers' databases".into(), 2_300)),
         ["store", "sql", ..] => Some(("store/sql".into(), 4_000)),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, HeaderValue};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::layout::percent;
 use super::publish::Expected;
@@ -111,17 +111,33 @@ pub(super) fn message(topic: &Topic, read: &async_nats::Message, stored_at: i128
     let mut message = Message::new(topic, read.payload.clone());
     let ms = i64::try_from(stored_at.div_euclid(1_000_000)).unwrap_or(i64::MAX);
     message.stored_at = Some(Timestamp::from_unix_ms(ms));
-    for (name, values) in read.headers.iter().flat_map(HeaderMap::iter) {
-        let name: &str = name.as_ref();
-        for value in values {
-            if name.eq_ignore_ascii_case(KEY) {
-                message.key = Some(decode(value.as_str()));
-            } else if !is_reserved(name) {
-                message.headers.add(name, decode(value.as_str()));
+    let all = || {
+        let headers = read.headers.iter().flat_map(HeaderMap::iter);
+        headers.flat_map(|(name, values)| values.iter().map(move |value| (AsRef::<str>::as_ref(name), value.as_str())))
+    };
+    // One allocation for all of them.
+    let mut block = BytesMut::with_capacity(all().map(|(name, value)| name.len() + value.len()).sum());
+    for (name, value) in all() {
+        let mut value = || match value.strip_prefix(ENCODED).and_then(from_percent) {
+            Some(decoded) => decoded.into(),
+            None => piece(&mut block, value),
+        };
+        if name.eq_ignore_ascii_case(KEY) {
+            message.key = Some(value());
+        } else if !is_reserved(name) {
+            let value = value();
+            if let Ok(name) = Text::try_from(piece(&mut block, name)) {
+                message.headers.add(name, value);
             }
         }
     }
     message
+}
+
+/// A text as a part of a larger block of memory.
+fn piece(block: &mut BytesMut, text: &str) -> Bytes {
+    block.extend_from_slice(text.as_bytes());
+    block.split().freeze()
 }
 
 /// The same of a stream that others have made, with the id under which the server knows it: some formats have no other.
@@ -163,8 +179,8 @@ mod tests {
         }
         let (headers, bytes) = headers(&message, Some(&"id".into()), None).unwrap();
         let names = headers.iter().map(|(name, _)| name.to_string()).collect::<std::collections::BTreeSet<_>>();
-        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), [KEY, MESSAGE_ID, "natsy"]);
-        assert_eq!(bytes, "NATS/1.0\r\nNats-Msg-Id: id\r\nAqueduct-Key: k\r\nnatsy: 1\r\n\r\n".len());
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), [KEY, MESSAGE_ID, "nats-msg-id", "natsy"]);
+        assert_eq!(bytes, "NATS/1.0\r\nNats-Msg-Id: id\r\nAqueduct-Key: k\r\nnats-msg-id: 1\r\nnatsy: 1\r\n\r\n".len());
         message.headers.add("a b", "1");
         assert!(super::headers(&message, Some(&"id".into()), None).unwrap_err().to_string().contains("a b"));
     }
