@@ -70,7 +70,7 @@ impl Topology {
                 };
                 let leases = bucket(consumer);
                 asks.extend(watch(&format!("KV_{leases}")));
-                publish.push(format!("$KV.{leases}.>"));
+                publish.extend([format!("$KV.{leases}.>"), format!("$JS.FC.KV_{leases}.>")]);
                 for layout in self.layouts(topics, options.partitions)? {
                     asks.extend(read(layout.stream()));
                     publish.push(format!("$JS.ACK.{}.>", layout.stream()));
@@ -91,10 +91,17 @@ impl Topology {
     }
 }
 
-/// Of the bucket with leases: it is opened, watched, and cleared of what is left of sessions that ended.
+/// Of the bucket with leases: it is opened and watched, a key that somebody else has just made is read, and what is left of
+/// sessions that ended is cleared away.
 fn watch(stream: &str) -> Vec<String> {
-    let asks =
-        ["STREAM.INFO.{}", "STREAM.PURGE.{}", "CONSUMER.CREATE.{}.>", "CONSUMER.INFO.{}.*", "CONSUMER.DELETE.{}.*"];
+    let asks = [
+        "STREAM.INFO.{}",
+        "STREAM.PURGE.{}",
+        "DIRECT.GET.{}.>",
+        "CONSUMER.CREATE.{}",
+        "CONSUMER.CREATE.{}.>",
+        "CONSUMER.DELETE.{}.*",
+    ];
     asks.map(|ask| ask.replace("{}", stream)).into()
 }
 

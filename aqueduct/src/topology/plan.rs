@@ -1,12 +1,13 @@
 //! From what is declared and what is there to the steps between them: pure, but for the looking.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Topology;
 use super::compare::{Change, change, changes, sentence, target};
 use super::look::{Look, Streams, look, streams};
-use super::wanted::{Fields, Id, Wanted};
+use super::wanted::{Fields, Id, Purpose, Wanted};
 use super::{refuse, warn};
 use crate::broker::nats::NatsBroker;
 use crate::error::BrokerError;
@@ -91,7 +92,8 @@ pub struct Plan {
 impl Topology {
     /// Looks at what is there, and says what has to be done.
     ///
-    /// Streams are listed only where something is missing or subjects change, to find overlaps before the server refuses them.
+    /// Streams are listed only where something is missing or subjects change, to find overlaps before the server refuses them. From
+    /// then on the broker knows how many partitions the topics have, as after [`declare`](NatsBroker::declare).
     pub async fn plan(&self, broker: &NatsBroker) -> Result<Plan, BrokerError> {
         let wanted = self.wanted(broker.0.options.partitions)?;
         broker.0.ready().await?;
@@ -112,7 +114,9 @@ pub(super) async fn plan(broker: &NatsBroker, wanted: Vec<Wanted>) -> Result<Pla
         (_, look) => matches!(look, Look::Missing),
     };
     let streams = if wanted.iter().zip(&looks).any(moves) { Some(streams(broker).await?) } else { None };
-    Ok(compare(wanted, looks, streams.as_ref(), broker.0.options.publish_timeout))
+    let plan = compare(wanted, looks, streams.as_ref(), broker.0.options.publish_timeout);
+    plan.remember(broker);
+    Ok(plan)
 }
 
 /// What has to be done, from what was found.
@@ -202,6 +206,19 @@ impl Plan {
             all.join("; ")
         );
         Err(BrokerError::Refused(text))
+    }
+
+    /// Who has looked knows how many partitions topics have, as who has declared them.
+    fn remember(&self, broker: &NatsBroker) {
+        for wanted in &self.wanted {
+            let refused =
+                self.findings.iter().any(|f| f.weight == Weight::Refused && f.object == wanted.id.to_string());
+            if let Purpose::Topic(layout) = &wanted.purpose
+                && !refused
+            {
+                broker.0.remember(Arc::clone(layout));
+            }
+        }
     }
 
     /// What cannot be done.

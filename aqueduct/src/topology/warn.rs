@@ -126,3 +126,68 @@ fn durable(config: &Config<'_>, found: &mut Found<'_>) {
         found.push((text, "watch the server's advisories, or declare no `max_deliver`"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{NatsDurable, NatsStream, NatsTopic, Retention, Topology};
+    use super::*;
+
+    /// What is said of the only thing that a topology has, if it is there as declared but for one setting.
+    fn warned(topology: &Topology, setting: &str, value: Value) -> String {
+        let wanted = topology.wanted(16).unwrap();
+        let mut config = wanted[0].config();
+        config.insert("num_replicas".into(), json!(3));
+        config.insert(setting.into(), value);
+        let found = warnings(&wanted[0], &config, Duration::from_secs(30));
+        found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn what_undercuts_a_promise_is_said() {
+        let topic = Topology::new().topic("orders");
+        let dead = Topology::new().dead_letters(NatsStream::new("dead"));
+        let durable = Topology::new().durable(NatsDurable::new("jobs", "billing"));
+        let hours = |hours: u64| json!(hours * 3_600_000_000_000);
+        for (topology, setting, value, part) in [
+            (&topic, "num_replicas", json!(1), "sync_interval: always"),
+            (&topic, "storage", json!("memory"), "kept in memory"),
+            (&topic, "persist_mode", json!("async"), "not written yet"),
+            (&topic, "no_ack", json!(true), "confirms nothing"),
+            (&topic, "max_age", hours(24), "deleted after 86400s, read or not"),
+            (&topic, "discard", json!("old"), ""),
+            (&topic, "max_msgs_per_subject", json!(1), ""),
+            (
+                &topic,
+                "duplicate_window",
+                json!(20_000_000_000_u64),
+                "recognised for 20s, and publishing is tried for 30s",
+            ),
+            (&dead, "max_age", hours(9_000), "looked at or not"),
+            (&dead, "retention", json!("workqueue"), "gone once somebody has read them"),
+            (&durable, "backoff", json!([1_000]), "takes the place of `ack_wait`"),
+            (&durable, "ack_wait", json!(1_000), "after 1µs a message goes to the next worker"),
+            (&durable, "max_deliver", json!(5), "after 5 deliveries"),
+            (&topic, "max_age", hours(73), ""),
+            (&durable, "max_ack_pending", json!(5), ""),
+        ] {
+            let said = warned(topology, setting, value.clone());
+            let fits = if part.is_empty() { said.is_empty() } else { said.contains(part) && said.lines().count() == 1 };
+            assert!(fits, "{setting} {value}: {said:?}");
+        }
+        let full = Topology::new().dead_letters(NatsStream::new("dead").max_bytes(9));
+        assert!(warned(&full, "discard", json!("old")).contains("nobody has looked at"));
+        let full = Topology::new().topic(NatsTopic::new("orders").max_bytes(9));
+        assert!(warned(&full, "discard", json!("old")).contains("drops its oldest events"));
+    }
+
+    #[test]
+    fn streams_of_others_make_no_promises_but_to_last() {
+        let jobs = Topology::new().stream(NatsStream::new("jobs").retention(Retention::Interest).max_bytes(9));
+        assert_eq!(warned(&jobs, "max_age", json!(1_000)), "");
+        assert!(warned(&jobs, "num_replicas", json!(1)).contains("one copy"));
+        let leases = Topology::new().consumer("mail", ["orders"]);
+        assert!(warned(&leases, "num_replicas", json!(1)).contains("one copy"));
+    }
+}

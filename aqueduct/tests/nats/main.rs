@@ -11,5 +11,7 @@ mod faults;
 mod fresh;
 mod jwt;
 mod login;
+mod permissions;
 mod publish;
 mod tls;
+mod topology;
