@@ -107,8 +107,7 @@ impl NatsDurable {
         declared.extend(several.map(|filters| ("filter_subjects".to_owned(), filters)));
         declared.insert("ack_policy".into(), "explicit".into());
         set_json(&id, &mut declared, &self.settings)?;
-        let mut wanted = Wanted::new(id, Purpose::Other, declared, [("deliver_policy", "all".into())]);
-        wanted.free.clone_from(&self.free);
-        Ok(wanted)
+        let wanted = Wanted::new(id, Purpose::Other, declared, [("deliver_policy", "all".into())]);
+        Ok(Wanted { free: self.free.clone(), ..wanted })
     }
 }

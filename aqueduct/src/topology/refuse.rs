@@ -1,5 +1,7 @@
 //! What the server would refuse, or take and never do, found before it is asked; each with the way out.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::compare::Change;
@@ -88,6 +90,7 @@ pub(super) fn refusals(
                     findings.extend(all.overlaps(&step.id, name, &subjects(name, &step.config)));
                 }
                 findings.extend(all.origins(&step.id, &step.config));
+                findings.extend(window(&step.id, &step.config));
             }
             Id::Durable(stream, durable) => findings.extend(all.durable(&step.id, stream, durable, &step.config)),
         }
@@ -99,6 +102,17 @@ pub(super) fn refusals(
         findings.push(Finding::new(Weight::Warning, &step.id, text, ""));
     }
     findings
+}
+
+/// Repeats cannot be recognised for longer than they are kept.
+fn window(id: &Id, config: &Fields) -> Option<Finding> {
+    let nanos = |field: &str| config.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let (age, window) = (nanos("max_age"), nanos("duplicate_window"));
+    (age > 0 && window > age).then(|| {
+        let [age, window] = [age, window].map(Duration::from_nanos);
+        let text = format!("its duplicate_window of {window:?} is longer than its max_age of {age:?}");
+        refused(id, text, "declare a `dedup_window` that is no longer than `max_age`")
+    })
 }
 
 /// The subjects that a stream takes.

@@ -130,15 +130,14 @@ impl NatsStream {
         check_name("stream", &self.name)?;
         let (id, mut declared) = (Id::Stream(self.name.clone()), self.declared.clone());
         set_json(&id, &mut declared, &self.settings)?;
-        let mut wanted = match purpose {
+        let wanted = match purpose {
             Purpose::DeadLetters => {
                 Wanted::new(id, purpose, declared, [("storage", "file".into()), ("discard", "new".into())])
             }
             _ => Wanted::new(id, purpose, declared, [("storage", "file".into())]),
         };
-        wanted.free.clone_from(&self.free);
         self.check(&wanted)?;
-        Ok(wanted)
+        Ok(Wanted { free: self.free.clone(), ..wanted })
     }
 
     fn check(&self, wanted: &Wanted) -> Result<(), BrokerError> {

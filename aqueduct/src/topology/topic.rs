@@ -1,5 +1,6 @@
 //! A topic: a stream in the layout that publishers and consumers know.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,13 +31,14 @@ pub struct NatsTopic {
     plain: Option<String>,
     max_age: Duration,
     declared: Fields,
+    free: BTreeSet<String>,
 }
 
 impl NatsTopic {
     /// A topic with the usual settings.
     pub fn new(topic: impl Into<Topic>) -> Self {
-        let (topic, declared) = (topic.into(), Fields::new());
-        Self { topic, partitions: None, plain: None, max_age: Duration::ZERO, declared }
+        let (topic, declared, free) = (topic.into(), Fields::new(), BTreeSet::new());
+        Self { topic, partitions: None, plain: None, max_age: Duration::ZERO, declared, free }
     }
 
     /// How many partitions it has: a power of two, the most instances that can share its work. It is part of the subjects, and
@@ -79,6 +81,13 @@ impl NatsTopic {
         self
     }
 
+    /// A setting of its stream that others may change: what is declared of it holds for a topic that is made, and is not enforced
+    /// on one that is there. Takes the server's name of it, such as `max_age`; may be given several times. Defaults to none.
+    pub fn allow_drift(mut self, setting: impl Into<String>) -> Self {
+        self.free.insert(setting.into());
+        self
+    }
+
     fn set(mut self, field: &str, value: impl Into<Value>) -> Self {
         self.declared.insert(field.to_owned(), value.into());
         self
@@ -115,7 +124,8 @@ impl NatsTopic {
             ("allow_direct", true.into()),
         ];
         let purpose = Purpose::Topic(Arc::clone(layout));
-        Ok(Wanted::new(Id::Stream(layout.stream().to_owned()), purpose, declared, usual))
+        let wanted = Wanted::new(Id::Stream(layout.stream().to_owned()), purpose, declared, usual);
+        Ok(Wanted { free: self.free.clone(), ..wanted })
     }
 
     fn check_plain(&self, plain: &str) -> Result<(), BrokerError> {
@@ -164,7 +174,7 @@ impl NatsBroker {
         let config = serde_json::from_value(Value::Object(there.clone()));
         let unreadable = |e| BrokerError::Refused(format!("the stream {} cannot be understood: {e}", layout.stream()));
         check_layout(&config.map_err(unreadable)?, &layout)?;
-        let drift = changes(&wanted, &there);
+        let drift = changes(&wanted.enforced(), &there);
         if !drift.is_empty() {
             let (stream, drift) = (layout.stream(), drift.iter().map(sentence).collect::<Vec<_>>().join(", "));
             let text = format!(

@@ -56,6 +56,7 @@ async fn what_is_declared_is_made_and_found_again() {
     // Declared before what they take from.
     let topology = Topology::new()
         .stream(NatsStream::new(&audit).source(NatsSource::new(&jobs).filter(format!("{jobs}.paid.>"))))
+        .stream(NatsStream::new(format!("{t}_far")).source(NatsSource::new("far").api_prefix("$JS.hub.API")))
         .stream(NatsStream::new(&copy).mirror(NatsSource::new(t.as_str())))
         .stream(NatsStream::new(&jobs).subjects([format!("{jobs}.>")]).retention(Retention::WorkQueue))
         .dead_letters(NatsStream::new(&dead).subjects([format!("{dead}.>")]))
@@ -63,7 +64,7 @@ async fn what_is_declared_is_made_and_found_again() {
         .topic(NatsTopic::new(t.clone()).partitions(4).max_age(Duration::from_hours(100)))
         .consumer(t.as_str(), [t.clone()]);
     let planned = plan(&broker, &topology).await;
-    assert_eq!(planned.steps().len(), 7);
+    assert_eq!(planned.steps().len(), 8);
     assert!(planned.steps().iter().all(|step| step.action == Action::Create), "{planned}");
     let text = planned.agreed().unwrap_err().to_string();
     assert!(text.contains(&format!("stream {t} is missing")), "{text}");
@@ -237,6 +238,10 @@ async fn what_the_server_takes_and_never_does_is_refused() {
             Topology::new().stream(NatsStream::new(format!("{t}_m")).mirror(NatsSource::new("nowhere"))),
             "wait for it for ever",
         ),
+        (
+            Topology::new().stream(jobs().max_age(Duration::from_secs(9)).dedup_window(Duration::from_mins(1))),
+            "60s is longer than its max_age of 9s",
+        ),
         (Topology::new().durable(durable("d")), "there is no such stream"),
         (
             Topology::new().stream(jobs()).durable(durable("d").filter("elsewhere.>")),
@@ -260,6 +265,11 @@ async fn drift_is_an_error_unless_it_is_allowed() {
     settings["max_age"] = json!(0);
     asked(&raw, format!("STREAM.UPDATE.{t}"), &settings).await;
     let settings = config(&raw, t.as_str()).await;
+    let of_topic = NatsTopic::new(format!("{t}_topic")).max_bytes(1 << 20);
+    broker.declare(of_topic.clone()).await.unwrap();
+    let other = of_topic.max_bytes(1 << 21);
+    broker.declare(other.clone()).await.unwrap_err();
+    broker.declare(other.allow_drift("max_bytes")).await.unwrap();
     let text = Topology::new().stream(declared()).verify(&broker).await.unwrap().agreed().unwrap_err().to_string();
     assert!(text.contains("max_age is 0ns and was declared as 3600s") && !text.contains("max_bytes"), "{text}");
     let allowed = Topology::new().stream(declared().allow_drift("max_age").max_bytes(1 << 21));

@@ -23,7 +23,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
         | ["store", "outbox"]
         | ["store", "sql", "outgoing" | "relay" | "relay_status" | "sole"] => Some(("the relay".into(), 1_800)),
         ["compat", ..] | ["store", "sql", "beside"] => Some(("compat".into(), 700)),
-        ["topology", ..] => Some(("topology".into(), 1_600)),
+        ["topology", ..] => Some(("topology".into(), 1_650)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),
         ["store", "sql", "server", ..] => Some(("the servers' databases".into(), 2_300)),
