@@ -98,7 +98,6 @@ fn shown(field: &str, value: Option<&Value>) -> String {
         Some(Value::Array(list)) if list.iter().all(Value::is_string) => texts(&Value::Array(list.clone())).join(", "),
         Some(Value::String(text)) => text.clone(),
         Some(value) if !value.is_null() => value.to_string(),
-        _ if TIMES.contains(&field) => "0ns".to_owned(),
         _ => "not set".to_owned(),
     }
 }

@@ -153,7 +153,8 @@ pub(super) fn compare(
 
 fn create(wanted: &Wanted, steps: &mut Vec<Step>) -> Fields {
     let config = wanted.config();
-    let changes = config.iter().map(|(field, value)| change(field, None, Some(value))).collect();
+    let settings = config.iter().filter(|(field, _)| !matches!(field.as_str(), "name" | "durable_name"));
+    let changes = settings.map(|(field, value)| change(field, None, Some(value))).collect();
     let (object, id) = (wanted.id.to_string(), wanted.id.clone());
     steps.push(Step { action: Action::Create, object, changes, id, seen: None, config: config.clone() });
     config
@@ -239,13 +240,23 @@ impl fmt::Display for Plan {
                 }
             }
         }
-        for finding in &self.findings {
+        // What is the same for several is said once.
+        let same = |one: &Finding, other: &Finding| {
+            (one.weight, &one.text, &one.fix) == (other.weight, &other.text, &other.fix)
+        };
+        for (at, finding) in self.findings.iter().enumerate() {
+            if self.findings[..at].iter().any(|before| same(before, finding)) {
+                continue;
+            }
             let word = match finding.weight {
                 Weight::Refused => "refused",
                 Weight::Unseen => "not seen",
                 Weight::Warning => "warning",
             };
-            writeln!(f, "{word}: {finding}")?;
+            let objects =
+                self.findings[at..].iter().filter(|other| same(other, finding)).map(|other| other.object.as_str());
+            let all = Finding { object: objects.collect::<Vec<_>>().join(", "), ..finding.clone() };
+            writeln!(f, "{word}: {all}")?;
         }
         if self.steps.is_empty() { writeln!(f, "nothing to do") } else { Ok(()) }
     }
