@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::compare::{changes, sentence};
 use super::look::{Look, look};
-use super::subjects::fault;
+use super::subjects::{fault, overlap};
 use super::wanted::{Fields, Id, Purpose, Wanted, nanos};
 use crate::broker::nats::NatsBroker;
 use crate::broker::nats::declare::{api_error, check_layout, metadata};
@@ -101,7 +101,7 @@ impl NatsTopic {
     pub(super) fn wanted(&self, layout: &Arc<Layout>) -> Result<Wanted, BrokerError> {
         let (mut declared, mut subjects) = (self.declared.clone(), vec![layout.subjects()]);
         if let Some(plain) = &self.plain {
-            self.check_plain(plain)?;
+            self.check_plain(plain, &layout.subjects())?;
             declared.insert("subject_transform".into(), json!({"src": plain, "dest": layout.transform()}));
             subjects.push(plain.clone());
         }
@@ -128,9 +128,10 @@ impl NatsTopic {
         Ok(Wanted { free: self.free.clone(), ..wanted })
     }
 
-    fn check_plain(&self, plain: &str) -> Result<(), BrokerError> {
+    fn check_plain(&self, plain: &str, own: &str) -> Result<(), BrokerError> {
         let one = plain.split('.').filter(|token| *token == "*").count() == 1 && !plain.contains('>');
         let fault = fault(plain).or((!one).then_some("one token must be `*`, for the key, and none `>`"));
+        let fault = fault.or(overlap(plain, own).then_some("they overlap the topic's own: begin them otherwise"));
         let text = |fault| format!("topic {:?}: {plain:?} cannot be its plain subjects: {fault}", self.topic);
         fault.map_or(Ok(()), |fault| Err(BrokerError::Refused(text(fault))))
     }

@@ -8,12 +8,13 @@ use aqueduct::format::PlainJson;
 use aqueduct::nats::{NatsBroker, NatsTopic};
 use aqueduct::topology::{Action, NatsDurable, NatsSource, NatsStream, Plan, Retention, Topology, Weight};
 use aqueduct::{Consumer, Event, Router};
+use aqueduct_servers::{Nats, Options};
 use async_nats::jetstream::Context;
 use async_nats::jetstream::response::Response;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::fresh::{message, publish, raw, shared, topic};
+use crate::fresh::{message, publish, raw, raw_at, shared, topic};
 
 /// The settings of a stream, all that the server has.
 async fn config(raw: &Context, stream: &str) -> Value {
@@ -215,6 +216,18 @@ async fn overlaps_are_found_before_the_server_is_asked() {
 }
 
 #[tokio::test]
+async fn overlaps_are_found_among_more_streams_than_the_server_lists_at_once() {
+    let server = Nats::start(Options::new()).unwrap();
+    let (broker, raw) = (NatsBroker::connect(server.url()).await.unwrap(), raw_at(&server.url()).await);
+    for number in 0..600 {
+        make(&raw, &format!("s{number:03}"), json!({"storage": "memory"})).await;
+    }
+    let topology = Topology::new().stream(NatsStream::new("mine").subjects(["s000", "s300", "s599"]));
+    let refused = found(&plan(&broker, &topology).await, Weight::Refused);
+    assert_eq!(refused.lines().count(), 3, "{refused}");
+}
+
+#[tokio::test]
 async fn a_subject_moves_from_one_stream_to_another() {
     let (broker, t) = (shared().await, topic());
     let stream = |name: &str, subjects: &[&str]| {
@@ -330,7 +343,9 @@ async fn plain_publishers_meet_ours_in_the_partition_of_their_key() {
     assert!(partitions.len() > 8, "{partitions:?}");
     // Who declares the topic without them still finds it.
     shared().await.declare(t).await.unwrap();
-    for (subjects, part) in [("a.*.*", "for the key"), ("a.>", "for the key"), ("a..*", "dot")] {
+    for (subjects, part) in
+        [("a.*.*", "for the key"), ("a.>", "for the key"), ("a..*", "dot"), ("a.16.*.b", "the topic's own")]
+    {
         let topology = Topology::new().topic(NatsTopic::new("a").plain_subjects(subjects));
         let text = topology.plan(&broker).await.unwrap_err().to_string();
         assert!(text.contains(part), "{text}");
