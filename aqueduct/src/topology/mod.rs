@@ -114,10 +114,8 @@ impl Topology {
             wanted.push(topic.wanted(&topic.layout(partitions)?)?);
         }
         let replicas = |topics: &[Topic]| {
-            let of_topic = |topic| {
-                wanted.iter().filter(|w: &&Wanted| w.purpose.topic() == Some(topic)).map(Wanted::replicas).max()
-            };
-            topics.iter().filter_map(of_topic).max().unwrap_or(1)
+            let of_them = |w: &&Wanted| w.purpose.topic().is_some_and(|topic| topics.contains(topic));
+            wanted.iter().filter(of_them).filter_map(Wanted::replicas).max()
         };
         let buckets: Vec<_> = self.consumers.iter().map(|(name, topics)| leases(name, replicas(topics))).collect();
         wanted.extend(buckets);
@@ -149,8 +147,8 @@ impl Topology {
     }
 }
 
-/// The bucket with the leases of a consumer, as its instances make it.
-fn leases(consumer: &Text, replicas: u64) -> Wanted {
+/// The bucket with the leases of a consumer, as its instances make it, with as many copies as are declared for its topics.
+fn leases(consumer: &Text, replicas: Option<u64>) -> Wanted {
     let name = bucket(consumer);
     let declared = json!({
         "subjects": [format!("$KV.{name}.>")],
@@ -161,8 +159,8 @@ fn leases(consumer: &Text, replicas: u64) -> Wanted {
         "deny_delete": true,
         "allow_direct": true,
     });
-    let declared = declared.as_object().cloned().unwrap_or_default();
-    let description = ("description", "leases of a consumer, by Aqueduct".into());
-    let usual = [description, ("num_replicas", replicas.into()), ("duplicate_window", json!(120_000_000_000_u64))];
+    let mut declared = declared.as_object().cloned().unwrap_or_default();
+    declared.extend(replicas.map(|replicas| ("num_replicas".to_owned(), replicas.into())));
+    let usual = [("description", "leases of a consumer, by Aqueduct".into())];
     Wanted::new(Id::Stream(format!("KV_{name}")), Purpose::Other, declared, usual)
 }

@@ -96,9 +96,9 @@ impl Wanted {
         freed
     }
 
-    /// How many copies there are to be.
-    pub(super) fn replicas(&self) -> u64 {
-        self.config().get("num_replicas").and_then(Value::as_u64).unwrap_or(1)
+    /// How many copies are declared.
+    pub(super) fn replicas(&self) -> Option<u64> {
+        self.declared.get("num_replicas").and_then(Value::as_u64)
     }
 
     /// A list of texts among what is declared.

@@ -8,7 +8,7 @@ use aqueduct::format::PlainJson;
 use aqueduct::nats::{NatsBroker, NatsTopic};
 use aqueduct::topology::{Action, NatsDurable, NatsSource, NatsStream, Plan, Retention, Topology, Weight};
 use aqueduct::{Consumer, Event, Router};
-use aqueduct_servers::{Nats, Options};
+use aqueduct_servers::{Nats, NatsCluster, Options};
 use async_nats::jetstream::Context;
 use async_nats::jetstream::response::Response;
 use serde_json::{Value, json};
@@ -225,6 +225,32 @@ async fn overlaps_are_found_among_more_streams_than_the_server_lists_at_once() {
     let topology = Topology::new().stream(NatsStream::new("mine").subjects(["s000", "s300", "s599"]));
     let refused = found(&plan(&broker, &topology).await, Weight::Refused);
     assert_eq!(refused.lines().count(), 3, "{refused}");
+}
+
+#[tokio::test]
+async fn on_a_cluster_the_number_of_copies_is_changed() {
+    let cluster = NatsCluster::start(&Options::new()).unwrap();
+    let broker = NatsBroker::connect(cluster.url()).await.unwrap();
+    let topology = |replicas: usize| {
+        let stream = |name: &str| NatsStream::new(name).subjects([format!("{name}.>")]).replicas(replicas);
+        Topology::new()
+            .topic(NatsTopic::new("orders").replicas(replicas))
+            .consumer("stock", ["orders"])
+            .stream(stream("jobs"))
+            .dead_letters(stream("dead"))
+            .stream(NatsStream::new("copy").mirror(NatsSource::new("orders")).replicas(replicas))
+            .durable(NatsDurable::new("jobs", "billing").filter("jobs.>"))
+    };
+    for replicas in [1, 3, 1] {
+        apply(&broker, &topology(replicas)).await;
+        let planned = topology(replicas).verify(&broker).await.unwrap();
+        planned.agreed().unwrap();
+        let raw = raw_at(&cluster.url()).await;
+        for stream in ["orders", "KV_aq_stock", "copy"] {
+            assert_eq!(config(&raw, stream).await["num_replicas"], json!(replicas), "{stream}");
+        }
+        assert_eq!(found(&planned, Weight::Warning).lines().count(), if replicas == 1 { 4 } else { 0 }, "{planned}");
+    }
 }
 
 #[tokio::test]
