@@ -6,7 +6,7 @@ use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     completions, config, consume, demo, doctor, forget, inbox, init, man, migrate, outbox, publish, purge, relay,
-    rewind, rows, status, tail,
+    rewind, rows, status, tail, topology,
 };
 use crate::output::Output;
 
@@ -73,6 +73,7 @@ pub(crate) enum Command {
     Relay(relay::Relaying),
     Outbox(outbox::Outbox),
     Inbox(inbox::Inbox),
+    Topology(topology::Topology),
     Migrate(migrate::Migrate),
     Doctor(doctor::Doctor),
     Demo(demo::Demo),

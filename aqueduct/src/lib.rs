@@ -48,6 +48,7 @@
 //! | publish from a database transaction | `Outbox`, `Relay`, `OutboxTable` (feature `sqlite`) |
 //! | say what to do about failures | [`Policy`], [`FaultExt`], [`Unknown`], every default in [`defaults`] |
 //! | look at what is parked or dead, and mend it | [`store::Store`], [`store::Command`] |
+//! | say what streams are to be like, and bring it about | `topology` (feature `nats`) |
 //! | join services that use other libraries | [`compat`] |
 //! | add a broker, a store or a format | [`broker::Broker`], [`store::Store`], [`format::Format`] |
 //!
@@ -111,9 +112,8 @@ mod message;
 /// The broker on NATS JetStream (feature `nats`).
 #[cfg(feature = "nats")]
 pub mod nats {
-    pub use crate::broker::nats::{
-        Expected, NatsBroker, NatsConnection, NatsForeign, NatsOptions, NatsSource, NatsTopic,
-    };
+    pub use crate::broker::nats::{Expected, ForeignStream, NatsBroker, NatsConnection, NatsForeign, NatsOptions};
+    pub use crate::topology::NatsTopic;
 }
 mod outcome;
 mod pattern;
@@ -160,6 +160,8 @@ pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod topic;
+#[cfg(feature = "nats")]
+pub mod topology;
 
 pub use broker::MemoryBroker;
 pub use bytes::Bytes;

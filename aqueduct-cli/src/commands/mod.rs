@@ -18,6 +18,7 @@ pub(crate) mod rewind;
 pub(crate) mod rows;
 pub(crate) mod status;
 pub(crate) mod tail;
+pub(crate) mod topology;
 
 use clap::ArgMatches;
 
@@ -40,6 +41,7 @@ pub(crate) async fn run(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Relay(relay) => relay.run(&global, of("relay", matches)).await,
         Command::Outbox(outbox) => outbox.run(&global, of("outbox", matches)).await,
         Command::Inbox(inbox) => inbox.run(&global).await,
+        Command::Topology(topology) => topology.run(&global).await,
         Command::Migrate(migrate) => migrate.run(&global).await,
         Command::Doctor(doctor) => doctor.run(&global).await,
         Command::Demo(demo) => demo.run(&global).await,

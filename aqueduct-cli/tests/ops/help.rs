@@ -22,6 +22,11 @@ fn every_help_is_as_it_was_looked_at() {
         "inbox",
         "inbox status",
         "inbox forget",
+        "topology",
+        "topology plan",
+        "topology apply",
+        "topology verify",
+        "topology permissions",
     ];
     for command in commands.map(str::to_owned).into_iter().chain(actions).chain(outbox) {
         let arguments: Vec<&str> = command.split(' ').chain(["--help"]).collect();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use aqueduct::broker::{Broker, Subscription};
-use aqueduct::nats::{NatsForeign, NatsSource};
+use aqueduct::nats::{ForeignStream, NatsForeign};
 use aqueduct::testing::broker_suite::{self, Ground};
 use aqueduct::{BrokerError, Consumer, Error, Event, Router, Topic};
 use async_nats::jetstream::Context;
@@ -30,7 +30,8 @@ async fn durables_of_others_pass_the_suite() {
     broker_suite::run(async |case| {
         let topic = topic();
         stream(&raw, &topic, RetentionPolicy::Limits).await;
-        let broker = shared().await.foreign().read(topic.clone(), NatsSource::new(topic.as_str()).ack_wait(2 * SECOND));
+        let broker =
+            shared().await.foreign().read(topic.clone(), ForeignStream::new(topic.as_str()).ack_wait(2 * SECOND));
         let consumer = format!("{topic}-{case}");
         Ground::new(Arc::new(broker), topic, consumer)
     })
@@ -47,7 +48,7 @@ async fn queue(config: pull::Config) -> (Context, NatsForeign, Topic) {
     let (raw, topic) = (raw().await, topic());
     stream(&raw, &topic, RetentionPolicy::WorkQueue).await;
     raw.create_consumer_on_stream(config, topic.as_str()).await.unwrap();
-    let source = NatsSource::new(topic.as_str()).durable("workers");
+    let source = ForeignStream::new(topic.as_str()).durable("workers");
     (raw, shared().await.foreign().read(topic.clone(), source), topic)
 }
 
@@ -191,7 +192,7 @@ async fn a_durable_that_cannot_be_used_says_why_and_what_to_do() {
         ..push::Config::default()
     };
     raw.create_consumer_on_stream(push, topic.as_str()).await.unwrap();
-    let join = async |source: NatsSource, topic: Topic| {
+    let join = async |source: ForeignStream, topic: Topic| {
         let broker = shared().await.foreign().read(topic.clone(), source);
         broker.join(Subscription::new("stock", vec![topic])).await.map(drop).unwrap_err().to_string()
     };
@@ -201,10 +202,10 @@ async fn a_durable_that_cannot_be_used_says_why_and_what_to_do() {
         ("push", "only pulling ones"),
         ("missing", "nats consumer add"),
     ] {
-        let error = join(NatsSource::new(topic.as_str()).durable(name), topic.clone()).await;
+        let error = join(ForeignStream::new(topic.as_str()).durable(name), topic.clone()).await;
         assert!(error.contains(why), "{error}");
     }
-    let error = join(NatsSource::new("nowhere"), topic.clone()).await;
+    let error = join(ForeignStream::new("nowhere"), topic.clone()).await;
     assert!(error.contains("does not exist"), "{error}");
     let broker = shared().await.foreign();
     let error = broker.join(Subscription::new("stock", vec![topic.clone()])).await.map(drop).unwrap_err().to_string();

@@ -22,6 +22,7 @@ mod history;
 mod judge;
 mod jwt;
 mod login;
+mod permissions;
 #[cfg(unix)]
 #[path = "../sqlite/process.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
@@ -30,5 +31,6 @@ mod process;
 mod proxy;
 mod publish;
 mod tls;
+mod topology;
 #[cfg(unix)]
 mod worker;

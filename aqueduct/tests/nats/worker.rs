@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aqueduct::broker::{Abilities, Arrival, Broker, Lease, Membership, Receipt, Room, Settle, Subscription};
-use aqueduct::nats::{NatsOptions, NatsSource};
+use aqueduct::nats::{ForeignStream, NatsOptions};
 use aqueduct::{BoxFuture, BrokerError, Clock, Consumer, Epoch, Event, Message, Partition, Router, Topic};
 use serde_json::{Value, json};
 use tracing_subscriber::layer::SubscriberExt;
@@ -35,7 +35,7 @@ async fn consume(task: &Value) {
     let history = History::append_to(&std::path::Path::new(&text("folder")).join(format!("{process}.jsonl")));
     let broker = options(&text("url")).name(process).connect().await.unwrap();
     let inner: Arc<dyn Broker> = match task["stream"].as_str() {
-        Some(stream) => Arc::new(broker.foreign().read(TOPIC, NatsSource::new(stream))),
+        Some(stream) => Arc::new(broker.foreign().read(TOPIC, ForeignStream::new(stream))),
         None => Arc::new(broker),
     };
     let broker = MaybeUnguarded { inner, unguarded: task["unguarded"] == true };

@@ -27,6 +27,7 @@ fn area(source: &Source) -> Option<(String, usize)> {
             Some((format!("compat/{system}"), 400))
         }
         ["compat", ..] | ["store", "sql", "beside"] => Some(("compat".into(), 700)),
+        ["topology", ..] => Some(("topology".into(), 1_650)),
         ["engine", ..] => Some(("engine".into(), 3_000)),
         ["broker", "nats", "foreign", ..] => Some(("streams of others on NATS".into(), 700)),
         ["broker", name, ..] if name != "floor" => Some((format!("broker/{name}"), 2_000)),

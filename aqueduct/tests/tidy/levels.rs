@@ -14,6 +14,8 @@ enum Area {
     Adapter(String, String),
     /// Level 2: formats, names, tables and presets of other libraries; sees every adapter, and the API.
     Compat,
+    /// Level 2: what is to be on a NATS server; sees that adapter.
+    Topology,
     /// Level 2.
     Api,
     /// Level 3.
@@ -48,6 +50,7 @@ fn area(module: &[String]) -> Option<Area> {
         }
         [port @ ("broker" | "store" | "format"), adapter, ..] => Area::Adapter(port.to_owned(), adapter.to_owned()),
         ["compat", ..] => Area::Compat,
+        ["topology", ..] => Area::Topology,
         ["extract", ..] => Area::Api,
         [name, ..] if API.contains(&name) => Area::Api,
         ["engine", ..] => Area::Engine,
@@ -58,12 +61,16 @@ fn area(module: &[String]) -> Option<Area> {
 
 /// Whether a module of one area may name a module of another.
 fn may_name(from: &Area, to: &Area) -> bool {
-    use Area::{Adapter, Api, Compat, Engine, Port, Root, Testing, Types};
+    use Area::{Adapter, Api, Compat, Engine, Port, Root, Testing, Topology, Types};
     match from {
         Types => matches!(to, Root | Types),
         Port => matches!(to, Root | Types | Port),
         Adapter(..) => matches!(to, Root | Types | Port) || from == to,
         Compat => matches!(to, Root | Types | Port | Adapter(..) | Compat | Api),
+        Topology => match to {
+            Adapter(port, name) => port == "broker" && name == "nats",
+            to => matches!(to, Root | Types | Port | Topology),
+        },
         Api => matches!(to, Root | Types | Port | Api),
         Engine => matches!(to, Root | Types | Port | Api | Engine),
         Root | Testing => true,
@@ -117,6 +124,7 @@ mod lints {
         let files = [
             ("lib.rs", "pub mod broker; pub mod engine;\npub use broker::MemoryBroker;\npub use engine::Consumer;\n"),
             ("event.rs", ""),
+            ("topology.rs", ""),
             ("policy.rs", ""),
             ("broker/mod.rs", "pub mod memory;\npub mod nats;\npub use memory::MemoryBroker;\n"),
             ("broker/memory.rs", ""),
@@ -142,6 +150,7 @@ mod lints {
             ("engine/lanes.rs", "use crate::{event::Event, policy::Policy, broker::Broker};"),
             ("broker/memory.rs", "use super::Broker;\nuse crate::event::Event;"),
             ("testing/mod.rs", "use crate::{Consumer, MemoryBroker};"),
+            ("topology.rs", "use crate::broker::nats::Nats;"),
             ("event.rs", "/// See [`Consumer`](crate::Consumer).\n#[cfg(test)]\nmod tests { use crate::Consumer; }"),
         ] {
             assert_eq!(found(file, line), [""; 0], "{file}: {line}");
@@ -162,6 +171,8 @@ mod lints {
             ("engine/serve.rs", "use crate::broker::memory::X;"),
             ("engine/lanes.rs", "use crate::testing::TestApp;"),
             ("store/mod.rs", "use memory::MemoryStore;"),
+            ("topology.rs", "use crate::broker::memory::X;"),
+            ("broker/nats.rs", "use crate::topology::Plan;"),
         ] {
             let at = found(file, line);
             assert!(at.len() == 1 && at[0].starts_with(file), "{file}: {line}: {at:?}");

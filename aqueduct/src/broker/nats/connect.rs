@@ -13,7 +13,7 @@ use nkeys::KeyPair;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::options::{Api, Login, NatsOptions, Secret};
+use super::options::{Login, NatsOptions, Secret};
 use super::{NatsBroker, NatsConnection};
 use crate::error::BrokerError;
 
@@ -27,8 +27,8 @@ const DENIALS_MAX: usize = 256;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The client, and what it tells about its connection.
-pub(super) struct Link {
-    pub(super) client: Client,
+pub(crate) struct Link {
+    pub(crate) client: Client,
     pub(super) context: Context,
     /// Where JetStream's API is: what its subjects begin with.
     pub(super) api: String,
@@ -56,7 +56,7 @@ struct State {
 }
 
 /// Where the connection stood when something was sent.
-pub(super) struct Mark {
+pub(crate) struct Mark {
     state: watch::Receiver<State>,
     losses: u64,
     denied: u64,
@@ -72,7 +72,7 @@ pub(super) async fn connect(options: NatsOptions) -> Result<NatsBroker, BrokerEr
     if CryptoProvider::get_default().is_none() {
         let _ = ring::default_provider().install_default();
     }
-    let inbox = options.inbox_prefix.clone().unwrap_or_else(|| "_INBOX".to_owned());
+    let inbox = options.inbox().to_owned();
     let (told, state) = watch::channel(State { inbox, ..State::default() });
     let client = client_options(&options, told).connect(addresses).await.map_err(|e| unreadable(&e.to_string()))?;
     let context = ContextBuilder::new()
@@ -80,11 +80,8 @@ pub(super) async fn connect(options: NatsOptions) -> Result<NatsBroker, BrokerEr
         .ack_timeout(options.ack_timeout)
         // The window is ours; what was given up holds a place there for a while.
         .max_ack_inflight(options.window.saturating_mul(4));
-    let (context, api) = match &options.api {
-        Api::Usual => (context.build(client.clone()), "$JS.API".to_owned()),
-        Api::Domain(domain) => (context.domain(domain).build(client.clone()), format!("$JS.{domain}.API")),
-        Api::Prefix(prefix) => (context.api_prefix(prefix).build(client.clone()), prefix.clone()),
-    };
+    let api = options.api.subjects();
+    let context = context.api_prefix(&api).build(client.clone());
     let link = Link { client, context, api, servers: servers.join(","), state };
     let mut first = link.state.clone();
     let attempted = first.wait_for(|state| state.connected || state.why.is_some());
@@ -274,7 +271,7 @@ impl Link {
     }
 
     /// Waits for an answer to what was sent on a subject after the mark, or for a reason why none will come.
-    pub(super) async fn answer<T>(
+    pub(crate) async fn answer<T>(
         &self,
         mut mark: Mark,
         subject: &str,
@@ -297,7 +294,7 @@ impl Link {
     }
 
     /// To be taken before something is sent.
-    pub(super) fn mark(&self) -> Mark {
+    pub(crate) fn mark(&self) -> Mark {
         let state = self.state.clone();
         let (losses, denied) = {
             let seen = state.borrow();

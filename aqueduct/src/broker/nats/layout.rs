@@ -6,7 +6,7 @@ use crate::error::BrokerError;
 use crate::topic::Topic;
 
 /// How many partitions a topic has unless it says otherwise.
-pub(super) const PARTITIONS: u32 = 16;
+pub(crate) const PARTITIONS: u32 = 16;
 
 /// The most that a server with a consumer for each partition is asked to bear.
 const PARTITIONS_MAX: u32 = 4_096;
@@ -20,20 +20,23 @@ const STREAM_NAME_BYTES_MAX: usize = 255;
 /// What stands for a type that is not known, or too long.
 const NO_TYPE: &str = "_";
 
+/// What an underscore becomes that begins a type with dots: what follows [`NO_TYPE`] is a key.
+const UNDERSCORE: &str = "%5F";
+
 /// The layout of a declared topic: the subject of an event is `<topic>.<P>.<p>.<type>`.
 ///
 /// P, the number of partitions, is in the subject, so that the server refuses a publisher with another P. Partition p is the
-/// server's own `partition(P, key)`: by the transform `<from>.* -> <topic>.<P>.{{partition(P,1)}}.<type>` a plain NATS
-/// publisher, whose key is a token of the subject, lands in the same one.
+/// server's own `partition(P, key)`: by the transform of [`transform`](Self::transform) a plain NATS publisher, whose key is a
+/// token of the subject, lands in the same one.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     topic: Topic,
     partitions: u32,
     stream: String,
 }
 
 impl Layout {
-    pub(super) fn new(topic: &Topic, partitions: u32) -> Result<Self, BrokerError> {
+    pub(crate) fn new(topic: &Topic, partitions: u32) -> Result<Self, BrokerError> {
         topic.check()?;
         if let Some(fault) = fault(topic.as_str()) {
             let text = format!("topic {topic:?} cannot be a NATS subject: {fault}; choose another name");
@@ -48,15 +51,15 @@ impl Layout {
         Ok(Self { topic: topic.clone(), partitions, stream: stream(topic.as_str()) })
     }
 
-    pub(super) fn topic(&self) -> &Topic {
+    pub(crate) fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    pub(super) fn partitions(&self) -> u32 {
+    pub(crate) fn partitions(&self) -> u32 {
         self.partitions
     }
 
-    pub(super) fn stream(&self) -> &str {
+    pub(crate) fn stream(&self) -> &str {
         &self.stream
     }
 
@@ -71,17 +74,23 @@ impl Layout {
     }
 
     /// All subjects of the topic.
-    pub(super) fn subjects(&self) -> String {
+    pub(crate) fn subjects(&self) -> String {
         format!("{}.{}.*.>", self.topic, self.partitions)
     }
 
     /// The subjects of one partition.
-    pub(super) fn filter(&self, partition: u32) -> String {
+    pub(crate) fn filter(&self, partition: u32) -> String {
         format!("{}.{}.{partition}.>", self.topic, self.partitions)
     }
 
+    /// What the server is to make of subjects in which a `*` stands for the key: the subjects of events without a type, with
+    /// the key as a token of its own.
+    pub(crate) fn transform(&self) -> String {
+        format!("{}.{P}.{{{{partition({P},1)}}}}.{NO_TYPE}.{{{{wildcard(1)}}}}", self.topic, P = self.partitions)
+    }
+
     /// The partition of a key, by the server's hash: FNV-1a of 32 bits.
-    pub(super) fn partition(&self, key: &[u8]) -> u32 {
+    pub(crate) fn partition(&self, key: &[u8]) -> u32 {
         if self.is_plain() {
             return 0;
         }
@@ -92,7 +101,7 @@ impl Layout {
     /// The subject of an event. A type keeps its dots, so that `order.placed` can be filtered by `order.*`; what is no printable
     /// ASCII character, and `*`, `>` and `%`, are percent-encoded, and so are dots that would leave a token empty. The
     /// subject's type is for filters and for eyes: it is read from the headers.
-    pub(super) fn subject(&self, partition: u32, kind: Option<&str>) -> String {
+    pub(crate) fn subject(&self, partition: u32, kind: Option<&str>) -> String {
         if self.is_plain() {
             return self.topic.to_string();
         }
@@ -100,6 +109,13 @@ impl Layout {
         let begin = subject.len();
         let kind = kind.unwrap_or_default();
         let dots = !kind.split('.').any(str::is_empty);
+        let kind = match kind.strip_prefix("_.").filter(|_| dots) {
+            Some(_) => {
+                subject.push_str(UNDERSCORE);
+                &kind[1..]
+            }
+            None => kind,
+        };
         for byte in kind.bytes() {
             match byte {
                 b'.' if dots => subject.push('.'),
@@ -114,6 +130,13 @@ impl Layout {
         }
         subject
     }
+}
+
+/// The key in the subject of an event that came from a plain NATS publisher through the [transform](Layout::transform).
+pub(super) fn key_of<'a>(topic: &Topic, subject: &'a str) -> Option<&'a str> {
+    let mut tokens = subject.strip_prefix(topic.as_str())?.strip_prefix('.')?.split('.').skip(2);
+    (tokens.next()? == NO_TYPE).then_some(())?;
+    tokens.next().filter(|_| tokens.next().is_none())
 }
 
 /// The name of a topic's stream: the topic's own but for what streams must not have: `.` becomes `~`, and `/`, `\`, `%` and `~` are
@@ -166,12 +189,26 @@ mod tests {
             (Some(""), "_"),
             (Some("a..b"), "a%2E%2Eb"),
             (Some(".a"), "%2Ea"),
+            (Some("_"), "_"),
+            (Some("_.a"), "%5F.a"),
+            (Some("a._.b"), "a._.b"),
             (Some("a b*>%é"), "a%20b%2A%3E%25%C3%A9"),
             (Some(&"x".repeat(513)), "_"),
         ] {
             assert_eq!(orders.subject(3, kind), format!("shop.orders.16.3.{last}"));
         }
         assert_eq!((orders.subjects(), orders.filter(3)), ("shop.orders.16.*.>".into(), "shop.orders.16.3.>".into()));
+    }
+
+    #[test]
+    fn a_key_in_a_subject_is_told_from_a_type() {
+        let orders = layout("shop.orders");
+        assert_eq!(orders.transform(), "shop.orders.16.{{partition(16,1)}}._.{{wildcard(1)}}");
+        let key = |subject: &str| key_of(&"shop.orders".into(), subject).map(str::to_owned);
+        assert_eq!(key("shop.orders.16.3._.order-7").as_deref(), Some("order-7"));
+        for kind in [Some("_"), Some("_.a"), Some("__.a"), Some("a._"), Some("order.placed"), None] {
+            assert_eq!(key(&orders.subject(3, kind)), None, "{kind:?}");
+        }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The broker on NATS JetStream.
 
 mod connect;
-mod declare;
+pub(crate) mod declare;
 mod foreign;
-mod layout;
+pub(crate) mod layout;
 mod lease;
 mod member;
-mod names;
+pub(crate) mod names;
 mod options;
 mod publish;
 mod reader;
@@ -28,8 +28,7 @@ use crate::topic::Topic;
 use connect::Link;
 use layout::Layout;
 
-pub use declare::NatsTopic;
-pub use foreign::{NatsForeign, NatsSource};
+pub use foreign::{ForeignStream, NatsForeign};
 pub use options::NatsOptions;
 pub use publish::Expected;
 
@@ -44,7 +43,7 @@ const OVERHEAD_BYTES: usize = 4_096;
 /// [`publish_timeout`](NatsOptions::publish_timeout) says.
 ///
 /// The trap: the server confirms what its kernel has. A machine that dies takes up to two minutes of confirmed events with it,
-/// unless the topic has [`replicas`](NatsTopic::replicas), or the server `sync_interval: always`.
+/// unless the topic has [`replicas`](crate::nats::NatsTopic::replicas), or the server `sync_interval: always`.
 ///
 /// ```no_run
 /// # async fn publish() -> aqueduct::Result<()> {
@@ -56,11 +55,11 @@ const OVERHEAD_BYTES: usize = 4_096;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct NatsBroker(Arc<Shared>);
+pub struct NatsBroker(pub(crate) Arc<Shared>);
 
-struct Shared {
-    link: Link,
-    options: NatsOptions,
+pub(crate) struct Shared {
+    pub(crate) link: Link,
+    pub(crate) options: NatsOptions,
     /// How many events may still be sent.
     window: Arc<Semaphore>,
     /// Of topics that were declared or published to.
@@ -96,30 +95,6 @@ impl NatsBroker {
     /// Whether there is a connection, and why not; for readiness probes.
     pub fn connection(&self) -> NatsConnection {
         self.0.link.connection()
-    }
-
-    /// Makes a topic, or compares it with what is there.
-    ///
-    /// A stream that is there already is never changed: what differs is an error that names it. Every program that publishes
-    /// to a topic with another number of partitions than the usual one must declare it, so that it knows.
-    ///
-    /// ```no_run
-    /// # async fn declare(broker: aqueduct::nats::NatsBroker) -> Result<(), aqueduct::BrokerError> {
-    /// use aqueduct::nats::NatsTopic;
-    /// let week = std::time::Duration::from_secs(7 * 24 * 3600);
-    /// broker.declare(NatsTopic::new("orders").partitions(32).replicas(3).max_age(week)).await?;
-    /// # Ok(()) }
-    /// ```
-    pub async fn declare(&self, topic: impl Into<NatsTopic>) -> Result<(), BrokerError> {
-        let spec = topic.into();
-        let layout = match spec.partitions {
-            Some(partitions) => Arc::new(Layout::new(&spec.topic, partitions)?),
-            None => self.0.layout(&spec.topic)?,
-        };
-        self.0.ready().await?;
-        self.0.declare(&spec, &layout).await?;
-        self.0.layouts.write().insert(spec.topic, layout);
-        Ok(())
     }
 
     /// Publishes a message only if nothing else was published since a position; otherwise it is refused.
@@ -158,18 +133,6 @@ impl NatsBroker {
     }
 }
 
-impl From<&str> for NatsTopic {
-    fn from(topic: &str) -> Self {
-        Self::new(topic)
-    }
-}
-
-impl From<Topic> for NatsTopic {
-    fn from(topic: Topic) -> Self {
-        Self::new(topic)
-    }
-}
-
 impl Shared {
     fn layout(&self, topic: &Topic) -> Result<Arc<Layout>, BrokerError> {
         if let Some(layout) = self.layouts.read().get(topic) {
@@ -180,12 +143,17 @@ impl Shared {
         Ok(layout)
     }
 
+    /// Publishers and consumers use this layout from now on.
+    pub(crate) fn remember(&self, layout: Arc<Layout>) {
+        self.layouts.write().insert(layout.topic().clone(), layout);
+    }
+
     fn message_bytes_max(&self) -> usize {
         let bytes = self.link.client.max_payload();
         bytes - OVERHEAD_BYTES.min(bytes / 2)
     }
 
-    async fn ready(&self) -> Result<(), BrokerError> {
+    pub(crate) async fn ready(&self) -> Result<(), BrokerError> {
         if self.window.is_closed() {
             return Err(BrokerError::Closed);
         }

@@ -22,7 +22,7 @@ pub(super) fn plain(name: &str) -> String {
 const NAME_BYTES_MAX: usize = 150;
 
 /// The bucket with the leases of a consumer.
-pub(super) fn bucket(consumer: &Text) -> String {
+pub(crate) fn bucket(consumer: &Text) -> String {
     format!("aq_{}", plain(consumer.as_str()))
 }
 

@@ -42,11 +42,11 @@ pub struct NatsOptions {
     pub(super) tls: bool,
     pub(super) tls_first: bool,
     pub(super) inbox_prefix: Option<String>,
-    pub(super) api: Api,
-    pub(super) partitions: u32,
+    pub(crate) api: Api,
+    pub(crate) partitions: u32,
     pub(super) window: usize,
-    pub(super) ack_timeout: Duration,
-    pub(super) publish_timeout: Duration,
+    pub(crate) ack_timeout: Duration,
+    pub(crate) publish_timeout: Duration,
     pub(super) clock: Clock,
 }
 
@@ -194,6 +194,11 @@ impl NatsOptions {
         self
     }
 
+    /// What the subjects begin with on which answers come.
+    pub(crate) fn inbox(&self) -> &str {
+        self.inbox_prefix.as_deref().unwrap_or("_INBOX")
+    }
+
     /// Connects. A server that is away is no error: it is tried for ever, [`NatsBroker::connection`] says why there is none, and
     /// publishing waits for it. Errors are addresses that cannot be read.
     ///
@@ -225,10 +230,21 @@ pub(super) enum Login {
 
 /// Where JetStream's API is.
 #[derive(Clone, Debug)]
-pub(super) enum Api {
+pub(crate) enum Api {
     Usual,
     Domain(String),
     Prefix(String),
+}
+
+impl Api {
+    /// What its subjects begin with.
+    pub(crate) fn subjects(&self) -> String {
+        match self {
+            Self::Usual => "$JS.API".to_owned(),
+            Self::Domain(domain) => format!("$JS.{domain}.API"),
+            Self::Prefix(prefix) => prefix.clone(),
+        }
+    }
 }
 
 /// The addresses between commas, without their secrets, and the login in them. An error shows no secret either: what stands

@@ -6,7 +6,7 @@ use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, HeaderValue};
 use bytes::{Bytes, BytesMut};
 
-use super::layout::percent;
+use super::layout::{key_of, percent};
 use super::publish::Expected;
 use crate::clock::Timestamp;
 use crate::error::BrokerError;
@@ -106,7 +106,8 @@ pub(super) fn from_percent(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The message that was read, and stored at so many nanoseconds since 1970.
+/// The message that was read, and stored at so many nanoseconds since 1970. Its key is a header, or a token of the subject where
+/// a plain NATS publisher sent it.
 pub(super) fn message(topic: &Topic, read: &async_nats::Message, stored_at: i128) -> Message {
     let mut message = Message::new(topic, read.payload.clone());
     let ms = i64::try_from(stored_at.div_euclid(1_000_000)).unwrap_or(i64::MAX);
@@ -130,6 +131,9 @@ pub(super) fn message(topic: &Topic, read: &async_nats::Message, stored_at: i128
                 message.headers.add(name, value);
             }
         }
+    }
+    if message.key.is_none() {
+        message.key = key_of(topic, &read.subject).map(|key| Bytes::copy_from_slice(key.as_bytes()));
     }
     message
 }

@@ -18,7 +18,7 @@ use crate::topic::{Partition, Text, Topic};
 pub(super) use durable::{Said, Singles, run};
 pub(super) use last::hand_out_again;
 pub(super) use source::Durable;
-pub use source::NatsSource;
+pub use source::ForeignStream;
 
 /// Streams that others have made, on the connection of a [`NatsBroker`]: topics are plain subjects.
 ///
@@ -34,9 +34,9 @@ pub use source::NatsSource;
 ///
 /// ```no_run
 /// # async fn consume(router: aqueduct::Router) -> aqueduct::Result<()> {
-/// use aqueduct::{Consumer, nats::{NatsBroker, NatsSource}};
+/// use aqueduct::{Consumer, nats::{NatsBroker, ForeignStream}};
 /// let nats = NatsBroker::connect("nats://localhost:4222").await?;
-/// let source = NatsSource::new("jetstream-bridge-stream").durable("stock-workers");
+/// let source = ForeignStream::new("jetstream-bridge-stream").durable("stock-workers");
 /// let broker = nats.foreign().read("shop.sync.stock", source);
 /// Consumer::new("stock", broker).topics(["shop.sync.stock"]).serve(router).await?;
 /// # Ok(()) }
@@ -44,7 +44,7 @@ pub use source::NatsSource;
 #[derive(Clone, Debug)]
 pub struct NatsForeign {
     broker: NatsBroker,
-    sources: BTreeMap<Topic, NatsSource>,
+    sources: BTreeMap<Topic, ForeignStream>,
 }
 
 impl NatsBroker {
@@ -56,7 +56,7 @@ impl NatsBroker {
 
 impl NatsForeign {
     /// Says what a topic is read from.
-    pub fn read(mut self, topic: impl Into<Topic>, source: NatsSource) -> Self {
+    pub fn read(mut self, topic: impl Into<Topic>, source: ForeignStream) -> Self {
         self.sources.insert(topic.into(), source);
         self
     }

@@ -26,7 +26,7 @@ const ACK_WAIT_MIN: Duration = Duration::from_millis(500);
 
 /// What a topic of others is read from; [`NatsForeign::read`](super::NatsForeign::read) takes it.
 #[derive(Clone, Debug)]
-pub struct NatsSource {
+pub struct ForeignStream {
     stream: Text,
     durable: Option<Text>,
     ack_wait: Duration,
@@ -40,7 +40,7 @@ pub(in super::super) struct Durable {
     pub(super) topic: Topic,
 }
 
-impl NatsSource {
+impl ForeignStream {
     /// A stream, read through a durable of the consumer's name, which is made where it is missing: with explicit acks, the topic's
     /// subject as its filter.
     pub fn new(stream: impl Into<Text>) -> Self {
@@ -163,7 +163,7 @@ impl Durable {
             // Another instance was quicker.
             Err(_) if self.consumer(stream).await?.is_some() => Ok(()),
             Err(error) => Err(BrokerError::Refused(format!(
-                "the durable {} cannot be made on the stream {}: {error}; name one that is there with `NatsSource::durable`",
+                "the durable {} cannot be made on the stream {}: {error}; name one that is there with `ForeignStream::durable`",
                 self.name, self.stream
             ))),
         }
