@@ -48,6 +48,7 @@ impl Core {
             policy: &policy,
             ownership: self.ownership,
             store: self.has_store,
+            letters: self.letters.is_some(),
             alone,
         };
         let step = settle(&case);
@@ -191,6 +192,9 @@ impl Core {
         let Some(item) = self.lanes.head(lane) else { return };
         let error = item.failures.last().map_or("", |f| f.error.as_str());
         tracing::error!(place = ?item.place, attempts = item.attempts, ?hold, error, "an event is a dead letter");
+        if let Some(letters) = self.letters.clone().filter(|_| hold == Hold::Skip) {
+            return self.send_letter(key, lane, letters);
+        }
         if item.stored.is_some() {
             return self.update_row(key, lane, Next::Dead(hold));
         }
@@ -235,12 +239,12 @@ impl Core {
     }
 
     pub(super) fn buried(&mut self, slot: u32, lane: LaneRef) {
-        if let (Some((_, Head::Writing)), Some(item)) = (self.lanes.look(lane), self.lanes.head(lane)) {
+        if let (Some((key, Head::Writing)), Some(item)) = (self.lanes.look(lane), self.lanes.head(lane)) {
             let place = item.place;
             if let Some(owned) = self.owned.get_mut(&slot) {
                 owned.burying.remove(&place.position);
             }
-            self.finish_head(slot, lane, place);
+            self.done(key, lane);
         }
     }
 

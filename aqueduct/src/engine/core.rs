@@ -10,6 +10,7 @@ use super::attempt::{Ending, Job, Workers};
 use super::extend::Extender;
 use super::health::Health;
 use super::lanes::{Head, LaneKey, LaneRef, Lanes};
+use super::letters::Letters;
 use super::mailbox::{AbortOnDrop, Mailbox, Note};
 use super::owned::{Owned, Stage};
 use super::planted::Planted;
@@ -39,6 +40,8 @@ pub(crate) struct Core {
     pub(super) has_store: bool,
     pub(super) membership: Arc<dyn Membership>,
     pub(super) stores: Stores,
+    /// Where dead letters go that let their lane pass; none if they stay in the store.
+    pub(super) letters: Option<Arc<Letters>>,
     pub(super) tasks: Tasks,
     pub(super) workers: Arc<Workers>,
     pub(super) mailbox: Arc<Mailbox>,
@@ -95,7 +98,8 @@ struct Fetch {
 
 impl Core {
     pub(super) fn new(settings: Settings, parts: Parts) -> Self {
-        let Parts { membership, stores, workers, mailbox, tasks, health, metrics, ownership, has_store } = parts;
+        let Parts { membership, stores, letters, workers, mailbox, tasks, health, metrics, ownership, has_store } =
+            parts;
         let mut background = workers.start();
         let beating = Arc::clone(&membership);
         background.push(tasks.spawn(async move { beating.heartbeat().await }));
@@ -133,6 +137,7 @@ impl Core {
             has_store,
             membership,
             stores,
+            letters,
             tasks,
             workers,
             mailbox,
@@ -509,6 +514,7 @@ impl Core {
 pub(super) struct Parts {
     pub(super) membership: Arc<dyn Membership>,
     pub(super) stores: Stores,
+    pub(super) letters: Option<Arc<Letters>>,
     pub(super) workers: Arc<Workers>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) tasks: Tasks,

@@ -88,6 +88,7 @@ impl Core {
             settling: Settling { told_floor: floor, ..Settling::default() },
             returned: Returned::default(),
             burying: std::collections::BTreeSet::new(),
+            letters: Vec::new(),
             held: std::collections::VecDeque::new(),
             finish_below: None,
             suspended: Vec::new(),

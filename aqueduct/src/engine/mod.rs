@@ -16,6 +16,7 @@ mod intake;
 mod item;
 mod lanes;
 mod ledger;
+mod letters;
 mod mailbox;
 mod owned;
 pub(crate) mod planted;

@@ -31,8 +31,10 @@ pub(crate) struct Owned {
     pub(crate) due: DueState,
     pub(crate) settling: Settling,
     pub(crate) returned: Returned,
-    /// Dead letters of a competing consumer that are on their way to the store.
+    /// Dead letters that are on their way to the store, of a competing consumer, or to their topic.
     pub(crate) burying: BTreeSet<Position>,
+    /// What sends them to their topic.
+    pub(crate) letters: Vec<AbortOnDrop>,
     /// Events that found their lane full with no store to spill to; the partition is paused until they are in.
     pub(crate) held: VecDeque<Item>,
     /// While it is being closed: everything below here is to be finished.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::attempt::Workers;
 use super::core::{Core, Parts};
 use super::health::Health;
+use super::letters::Letters;
 use super::mailbox::Mailbox;
 #[cfg(test)]
 use super::planted::Planted;
@@ -58,6 +59,7 @@ pub(super) struct Settings {
     pub(super) name: Text,
     pub(super) clock: Clock,
     pub(super) formats: Vec<Arc<dyn Format>>,
+    dead_letters: Option<Topic>,
     types: Vec<Pattern>,
     skip_sources: Vec<Text>,
     pub(super) policy: Policy,
@@ -94,6 +96,7 @@ impl Consumer {
                 name: name.into(),
                 clock: Clock::system(),
                 formats: vec![Arc::new(CloudEvents::default())],
+                dead_letters: None,
                 types: Vec::new(),
                 skip_sources: Vec::new(),
                 policy: Policy::default(),
@@ -138,6 +141,22 @@ impl Consumer {
             self.settings.formats.clear();
         }
         self.settings.formats.push(Arc::new(format));
+        self
+    }
+
+    /// Publishes dead letters to this topic, in the first of the formats that can write them, instead of keeping them in the store;
+    /// headers that begin with `aqueduct-dead-` say whose they are, where they stood, and why. Their key goes on when the broker
+    /// has confirmed them. If it does not take one, the event stays where it is and [`Health`] says why. The topic must be there
+    /// when the service starts. What holds its lane ([`Policy::block`]) stays in the store.
+    ///
+    /// The trap: a topic only lists. What is in the store can be replayed and mended in the order of its key. Defaults to none.
+    ///
+    /// ```
+    /// # use aqueduct::{Consumer, MemoryBroker};
+    /// let consumer = Consumer::new("stock", MemoryBroker::new()).topics(["orders"]).dead_letters_to("orders.dead");
+    /// ```
+    pub fn dead_letters_to(mut self, topic: impl Into<Topic>) -> Self {
+        self.settings.dead_letters = Some(topic.into());
         self
     }
 
@@ -248,7 +267,15 @@ impl Consumer {
                 format!("consumer {:?} has no topics: name them with `.topics([\"orders\"])`", self.settings.name);
             return Err(WiringError::new(text).at(at));
         }
-        self.topics.iter().try_for_each(|topic| topic.check().map_err(|e| WiringError::new(e.to_string()).at(at)))
+        if let Some(topic) = self.settings.dead_letters.as_ref().filter(|topic| self.topics.contains(topic)) {
+            let text = format!(
+                "consumer {:?} consumes its own topic of dead letters, {topic:?}: choose another",
+                self.settings.name
+            );
+            return Err(WiringError::new(text).at(at));
+        }
+        let mut all = self.topics.iter().chain(&self.settings.dead_letters);
+        all.try_for_each(|topic| topic.check().map_err(|e| WiringError::new(e.to_string()).at(at)))
     }
 }
 
@@ -300,7 +327,9 @@ impl Serve {
         consumer.check_types(&app, at)?;
         let has_store = store_abilities.durable || !abilities.durable;
         if !has_store {
-            tracing::warn!(consumer = %consumer.settings.name, "no durable store: events that fail wait at the broker, and no dead letter can be written");
+            let letters = consumer.settings.dead_letters.is_some();
+            let dead = if letters { "" } else { ", and no dead letter can be written" };
+            tracing::warn!(consumer = %consumer.settings.name, "no durable store: events that fail wait at the broker{dead}");
         }
         health.joining();
         let metrics = ConsumerMetrics::new(consumer.settings.name.as_str());
@@ -358,7 +387,7 @@ impl Consumer {
     }
 
     async fn try_join(&self) -> Result<Arc<dyn Membership>, BrokerError> {
-        for topic in &self.topics {
+        for topic in self.topics.iter().chain(&self.settings.dead_letters) {
             self.broker.check_topic(topic).await?;
         }
         let mut subscription = Subscription::new(self.settings.name.clone(), self.topics.clone());
@@ -385,9 +414,12 @@ impl Consumer {
         // A log that is anew with each process has other positions than those that the store remembers.
         let keeps_floors = has_store && ownership == Ownership::Floor && transactions.abilities().durable == durable;
         let stores = Stores { rows: self.store, transactions, keeps_floors };
+        let (broker, formats, consumer) = (self.broker, self.settings.formats.clone(), self.settings.name.clone());
+        let letters = self.settings.dead_letters.clone();
+        let letters = letters.map(|topic| Arc::new(Letters { broker, topic, formats, consumer }));
         Core::new(
             self.settings,
-            Parts { membership, stores, workers, mailbox, tasks, health, metrics, ownership, has_store },
+            Parts { membership, stores, letters, workers, mailbox, tasks, health, metrics, ownership, has_store },
         )
     }
 }

@@ -16,6 +16,7 @@ pub(crate) enum End {
 
 /// All that the decision depends on.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Case<'a> {
     pub(crate) end: End,
     /// Attempts made, this one included if it counts; for competing consumers, how often the broker has delivered it.
@@ -26,6 +27,8 @@ pub(crate) struct Case<'a> {
     pub(crate) ownership: Ownership,
     /// There is a store that is as durable as the broker.
     pub(crate) store: bool,
+    /// There is a topic for dead letters.
+    pub(crate) letters: bool,
     /// It came in a message of its own, so that giving it back brings nothing else again.
     pub(crate) alone: bool,
 }
@@ -43,7 +46,7 @@ pub(crate) enum Step {
     Wait(Duration),
     /// Into the store with its whole lane, to be due after this delay. A row is dated anew.
     Park(Duration),
-    /// Into the store as a dead letter.
+    /// Into the store as a dead letter; one that lets its lane pass goes to the topic for them, if there is one.
     Dead(Hold),
     /// Back to the broker with the tail of its lane, to come again after this delay.
     GiveBack(Duration),
@@ -69,7 +72,9 @@ pub(crate) fn settle(case: &Case<'_>) -> Step {
 fn give_up(case: &Case<'_>) -> Step {
     match case.policy.kind {
         Kind::BestEffort => Step::Drop,
-        Kind::Ordered | Kind::Fast if case.store => Step::Dead(case.policy.hold),
+        Kind::Ordered | Kind::Fast if case.store || case.letters && case.policy.hold == Hold::Skip => {
+            Step::Dead(case.policy.hold)
+        }
         // Nowhere to put a dead letter: it stays with the broker, at the slowest pace there is.
         Kind::Ordered | Kind::Fast => hold(case, case.policy.parked_delay_max),
     }
@@ -171,7 +176,7 @@ mod tests {
             (Competing, true,  false,  1, P,            &best,    Step::Drop),
         ];
         for &(ownership, store, stored, attempts, end, policy, step) in table {
-            let case = Case { end, attempts, stored, policy, ownership, store, alone: true };
+            let case = Case { end, attempts, stored, policy, ownership, store, letters: false, alone: true };
             assert_eq!(settle(&case), step, "{case:?}");
         }
     }
@@ -186,10 +191,30 @@ mod tests {
             policy: &policy,
             ownership: Ownership::AckEach,
             store: false,
+            letters: false,
             alone: false,
         };
         assert_eq!(settle(&case), Step::Wait(S(1)));
         case.ownership = Ownership::Competing;
         assert_eq!(settle(&case), Step::GiveBack(S(1)));
+    }
+
+    #[test]
+    fn a_topic_takes_dead_letters_that_let_their_lane_pass() {
+        let (pass, block, fast) = (Policy::ordered(), Policy::ordered().block(), Policy::fast());
+        let case = |policy, end, attempts| Case {
+            end,
+            attempts,
+            stored: false,
+            policy,
+            ownership: Ownership::Floor,
+            store: false,
+            letters: true,
+            alone: true,
+        };
+        assert_eq!(settle(&case(&pass, P, 1)), Step::Dead(Hold::Skip));
+        assert_eq!(settle(&case(&fast, T, 3)), Step::Dead(Hold::Skip));
+        assert_eq!(settle(&case(&pass, T, 3)), Step::Wait(S(1)), "attempts are left");
+        assert_eq!(settle(&case(&block, P, 1)), Step::Wait(S(3_600)), "a topic holds no lane");
     }
 }

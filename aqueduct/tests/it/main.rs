@@ -7,6 +7,7 @@ mod engine;
 mod faults;
 mod format;
 mod health;
+mod letters;
 mod memory;
 mod memory_broker_model;
 mod mistakes;

@@ -27,6 +27,7 @@ mod permissions;
 #[path = "../sqlite/process.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod process;
+mod promises;
 #[cfg(unix)]
 mod proxy;
 mod publish;

@@ -8,7 +8,7 @@ use crate::source::{Finding, Source};
 const EXCEEDED: [(&str, usize); 7] = [
     ("broker/nats", 2_550),
     ("broker/sqlite", 2_410),
-    ("engine", 3_650),
+    ("engine", 3_760),
     ("format/cloudevents", 450),
     ("compat", 1_100),
     ("store/sql", 4_050),
@@ -75,7 +75,7 @@ mod lints {
         assert_eq!(at("format/json.rs", 401), ["format/json"]);
         assert_eq!(at("compat/tupic/format.rs", 401), ["compat/tupic"]);
         assert_eq!(at("compat/tupic/tables.rs", 1_100), [""; 0]);
-        assert_eq!(at("engine/lanes.rs", 3_650), ["engine"]);
+        assert_eq!(at("engine/lanes.rs", 3_760), ["engine"]);
         assert_eq!(at("broker/memory/log.rs", 2_001), ["broker/memory"]);
         assert_eq!(at("router.rs", 5_001), ["the rest of the library"]);
         assert_eq!(at("testing/sim/mod.rs", 9_000), [""; 0]);
