@@ -18,6 +18,7 @@ mod full;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod history;
 mod inbox;
+mod jetstream;
 #[cfg(unix)]
 mod kills;
 mod leases;
