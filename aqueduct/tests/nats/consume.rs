@@ -159,7 +159,12 @@ pub(crate) fn handled(instance: usize, event: &Event) -> Handled {
 }
 
 /// An instance of a consumer that is named as its topic.
-fn serve(broker: &NatsBroker, topic: &Topic, instance: usize, tell: mpsc::UnboundedSender<Handled>) -> Serve {
+pub(crate) fn serve(
+    broker: &NatsBroker,
+    topic: &Topic,
+    instance: usize,
+    tell: mpsc::UnboundedSender<Handled>,
+) -> Serve {
     let router = Router::new().on("order.placed", async move |event: Event| drop(tell.send(handled(instance, &event))));
     Consumer::new(topic.as_str(), broker.clone()).topics([topic.clone()]).serve(router)
 }

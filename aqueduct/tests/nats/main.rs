@@ -31,6 +31,10 @@ mod promises;
 #[cfg(unix)]
 mod proxy;
 mod publish;
+#[cfg(target_os = "linux")]
+#[path = "../sqlite/small_disk.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod small_disk;
 mod tls;
 mod topology;
 #[cfg(unix)]

@@ -1,16 +1,19 @@
-//! Handlers that take long, hang or block, and dead letters that are not taken.
+//! Handlers that take long, hang or block, dead letters that are not taken, credentials that expire and disks that are full.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use aqueduct::nats::NatsTopic;
-use aqueduct::{Consumer, Error, Event, FaultExt, Handler, Policy, Router};
+use aqueduct::broker::Broker;
+use aqueduct::nats::{NatsOptions, NatsTopic};
+use aqueduct::{Consumer, Error, Event, FaultExt, Handler, Policy, Router, Topic};
+use aqueduct_servers::{Nats, Options};
 use async_nats::jetstream::stream::Config;
 use futures_util::TryStreamExt;
 
-use crate::consume::{Instance, LONG, Seen, handled, publish_all};
+use crate::consume::{Instance, LONG, Publishing, Seen, event, handled, publish_all, serve};
 use crate::fresh::{bodies, declared, pass, raw, topic};
+use crate::jwt::Operator;
 
 /// How long a lease holds that is not renewed.
 const LEASE: Duration = Duration::from_secs(4);
@@ -109,4 +112,72 @@ async fn a_topic_for_dead_letters_that_is_full_loses_none() {
     assert_eq!(bodies(&raw, dead.as_str()).await, ["0"]);
     instance.stop().await;
     assert_eq!(settled(topic.as_str()).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consuming_goes_on_with_other_credentials() {
+    let operator = Operator::new();
+    let server = Nats::start(Options::new().settings(&operator.settings()).setting("debug", "true")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, topic) = (folder.path().join("shop.creds"), Topic::from("orders"));
+    std::fs::write(&file, operator.credentials(Some(Duration::from_secs(3)))).unwrap();
+    let broker = NatsOptions::new(server.url()).credentials_file(&file).connect().await.unwrap();
+    broker.declare(topic.clone()).await.unwrap();
+    let (tell, mut seen) = Seen::new();
+    let instance = Instance::start(serve(&broker, &topic, 0, tell));
+    publish_all(&broker, &topic, 20, 0..10).await;
+    seen.all(20, 10).await;
+    std::fs::write(&file, operator.credentials(None)).unwrap();
+    let publishing = Publishing::start(&broker, &topic, 20, 10);
+    let expired = async {
+        while !server.log_tail(10_000).contains("Authentication Expired") {
+            pass(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LONG, expired).await.expect("the session ends");
+    let each = publishing.stop().await;
+    publish_all(&broker, &topic, 20, each..each + 5).await;
+    seen.all(20, each + 5).await;
+    instance.stop().await;
+    seen.check_order();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_the_server_loses_nothing() {
+    use crate::small_disk::{fill, on_small_disk};
+    on_small_disk("promises::a_full_disk_under_the_server_loses_nothing", 64 << 20, async |disk| {
+        let server = Nats::start(Options::new().folder(disk.path("nats"))).unwrap();
+        let (ballast, topic) = (disk.path("ballast"), Topic::from("orders"));
+        let options = || NatsOptions::new(server.url()).ack_timeout(Duration::from_millis(500));
+        let broker = options().publish_timeout(Duration::from_secs(2)).connect().await.unwrap();
+        broker.declare(topic.clone()).await.unwrap();
+        let (tell, mut seen) = Seen::new();
+        let consuming = options().connect().await.unwrap();
+        let instance = Instance::start(serve(&consuming, &topic, 0, tell));
+        publish_all(&broker, &topic, 20, 0..10).await;
+        seen.all(20, 10).await;
+        fill(&ballast);
+        let (mut confirmed, mut number) = (10, 10);
+        let error = loop {
+            let receipts = broker.publish((0..20).map(|key| event(&topic, key, number)).collect()).await;
+            match receipts.into_iter().collect::<Result<Vec<_>, _>>() {
+                Ok(_) => confirmed = number + 1,
+                Err(error) => break error,
+            }
+            number += 1;
+            assert!(number < 100_000, "the disk is full");
+        };
+        assert!(error.is_transient(), "{error}");
+        std::fs::remove_file(&ballast).unwrap();
+        // It does not find its disk well again by itself.
+        server.kill().unwrap();
+        server.start_again().unwrap();
+        let broker = options().publish_timeout(LONG).connect().await.unwrap();
+        publish_all(&broker, &topic, 20, confirmed..confirmed + 10).await;
+        seen.all(20, confirmed + 10).await;
+        instance.stop().await;
+        seen.check_order();
+        println!("{error}");
+    });
 }

@@ -1,7 +1,6 @@
 //! Trouble with the disk, the folder and the locks of a file: publishing says what is wrong, a running service waits, and
 //! goes on by itself when it is over.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +14,6 @@ use aqueduct::{
 };
 use parking_lot::Mutex;
 use sqlx::{Connection, Row, SqliteConnection};
-use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -201,68 +199,11 @@ fn says(error: &BrokerError, path: &Path, why: &str) {
 mod mounted {
     use super::*;
 
-    const INSIDE: &str = "AQUEDUCT_TEST_HAS_NAMESPACE";
-
-    /// A disk of so many bytes, unmounted in the end.
-    struct SmallDisk(TempDir);
-
-    impl SmallDisk {
-        fn mount(bytes: u64) -> Option<Self> {
-            let folder = tempfile::tempdir().unwrap();
-            let size = format!("size={bytes}");
-            let mount = std::process::Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-                .arg(folder.path())
-                .output();
-            mount.is_ok_and(|done| done.status.success()).then_some(Self(folder))
-        }
-
-        fn path(&self, name: &str) -> PathBuf {
-            self.0.path().join(name)
-        }
-
-        fn remount_read_only(&self) {
-            let done = std::process::Command::new("mount").args(["-o", "remount,ro"]).arg(self.0.path()).status();
-            assert!(done.unwrap().success());
-        }
-    }
-
-    impl Drop for SmallDisk {
-        fn drop(&mut self) {
-            // Lazily: connections may still be closing.
-            let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-        }
-    }
-
-    /// Runs a test on a small disk. Who may not mount one gets a name space of its own where that is allowed.
-    fn on_small_disk<F: Future<Output = ()>>(name: &str, bytes: u64, test: impl FnOnce(SmallDisk) -> F) {
-        if let Some(disk) = SmallDisk::mount(bytes) {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            return runtime.block_on(test(disk));
-        }
-        assert!(std::env::var_os(INSIDE).is_none(), "no disk can be mounted here: run this test as root");
-        let done = std::process::Command::new("unshare")
-            .args(["--map-root-user", "--mount"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", &format!("disk::mounted::{name}"), "--nocapture"])
-            .env(INSIDE, "1")
-            .status();
-        assert!(done.unwrap().success(), "no disk can be mounted here, or the test failed there");
-    }
-
-    /// Fills a disk to its last byte.
-    fn fill(ballast: &Path) {
-        use std::io::Write;
-        let mut file = std::fs::File::options().create(true).append(true).open(ballast).unwrap();
-        for size in [65_536, 4_096, 1] {
-            let block = vec![0; size];
-            while file.write(&block).is_ok_and(|written| written > 0) {}
-        }
-    }
+    use crate::small_disk::{fill, on_small_disk};
 
     #[test]
     fn a_full_disk_stops_everything_and_loses_nothing() {
-        on_small_disk("a_full_disk_stops_everything_and_loses_nothing", 10 << 20, async |disk| {
+        on_small_disk("disk::mounted::a_full_disk_stops_everything_and_loses_nothing", 10 << 20, async |disk| {
             let shop = Shop::open(&disk.path("shop.db")).await;
             shop.underway().await;
             let ballast = disk.path("ballast");
@@ -298,7 +239,7 @@ mod mounted {
 
     #[test]
     fn a_disk_that_is_read_only_says_so() {
-        on_small_disk("a_disk_that_is_read_only_says_so", 4 << 20, async |disk| {
+        on_small_disk("disk::mounted::a_disk_that_is_read_only_says_so", 4 << 20, async |disk| {
             let path = disk.path("aqueduct.db");
             let broker = SqliteBroker::open(&path).await.unwrap();
             publish(&broker, "x").await.unwrap();

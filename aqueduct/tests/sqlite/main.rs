@@ -22,6 +22,8 @@ mod relay;
 #[path = "../it/relay_cases.rs"]
 mod relay_cases;
 mod shared;
+#[cfg(target_os = "linux")]
+mod small_disk;
 mod store;
 #[path = "../it/store_model.rs"]
 mod store_model;
