@@ -58,7 +58,7 @@
 //! |---|---|
 //! | `sqlite` | a durable broker and store in one SQLite file, [`Tx`] and [`Outbox`] on it. Defaults to off |
 //! | `postgres`, `mysql` | a durable store in a PostgreSQL, MySQL or MariaDB database, [`Tx`], the outbox and its relay. Defaults to off |
-//! | `nats` | a broker on NATS JetStream; publishing so far. Defaults to off |
+//! | `nats` | a broker on NATS JetStream, and topologies of its streams. Defaults to off |
 //! | `proto` | Protobuf: `Proto`, `Event::from_proto`, and windshift's format. Defaults to off |
 //! | `testing` | the test kit: `TestApp` for tests of your handlers, the suites for adapters. Defaults to off |
 
@@ -99,6 +99,10 @@ pub mod guide {
 
     #[doc = include_str!("guide/peers.md")]
     pub mod peers {}
+
+    #[cfg(feature = "nats")]
+    #[doc = include_str!("guide/nats.md")]
+    pub mod nats {}
 
     #[doc = include_str!("guide/testing.md")]
     pub mod testing {}

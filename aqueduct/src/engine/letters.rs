@@ -33,21 +33,23 @@ impl Letters {
     /// The event as it was, with an id of its own, and beside it what became of it.
     fn message(&self, partition: &Partition, item: &Item) -> Result<(Message, Message), String> {
         let position = item.place.position.0;
-        let (mut plain, id) = match &item.content {
+        let dead = |id: String| Some(format!("dead:{}:{id}", self.consumer).into());
+        let plain = match &item.content {
             Content::Event(event) => {
                 let mut written = Err("no format is there".to_owned());
                 for format in &self.formats {
                     written = written.or_else(|_| format.encode(event, &self.topic).map_err(|error| error.to_string()));
                 }
-                let message = written?;
-                (message, format!("{}#{}", event.source, event.id))
+                let mut message = written?;
+                // A format that gives none knows why: repeats are not recognised there.
+                message.dedup_id = message.dedup_id.and_then(|_| dead(format!("{}#{}", event.source, event.id)));
+                message
             }
             Content::Undecodable(message) => {
-                let topic = self.topic.clone();
-                (Message { topic, ..Message::clone(message) }, format!("{partition}/{position}"))
+                let (topic, dedup_id) = (self.topic.clone(), dead(format!("{partition}/{position}")));
+                Message { topic, dedup_id, ..Message::clone(message) }
             }
         };
-        plain.dedup_id = Some(format!("dead:{}:{id}", self.consumer).into());
         let mut told = plain.clone();
         let error = item.failures.last().map_or("", |failure| failure.error.as_str());
         for (name, value) in [

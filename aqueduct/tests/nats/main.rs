@@ -22,6 +22,7 @@ mod history;
 mod judge;
 mod jwt;
 mod login;
+mod peers;
 mod permissions;
 #[cfg(unix)]
 #[path = "../sqlite/process.rs"]
