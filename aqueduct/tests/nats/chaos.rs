@@ -155,6 +155,29 @@ async fn three_instances_are_restarted_one_after_another() {
     assert!(standstill < 3_000, "nothing waits for a lease to lapse: {standstill} ms");
 }
 
+async fn one_crashes_and_one_leaves(layout: Layout) {
+    let (mut fleet, load) = Fleet::new(layout).await;
+    for _ in 0..4 {
+        fleet.join();
+    }
+    fleet.more(3_000).await;
+    fleet.kill();
+    // At the publisher's pace that is longer than a take-over takes.
+    fleet.more(10_000).await;
+    fleet.leave();
+    fleet.more(2_000).await;
+    let story = fleet.end_well(load).await;
+    let [crash, leave] = [&fleet.crashed[0], &fleet.left[0]].map(|name| story.longest_pause(name, partition));
+    println!("{layout:?}: a partition stood still for {crash} ms after a crash, {leave} ms after a leave");
+    assert!(crash < 9_000 && leave < 2_000, "{crash} and {leave} ms");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_crash_is_made_good_in_seconds_and_a_leave_at_once() {
+    one_crashes_and_one_leaves(Layout::Declared).await;
+    one_crashes_and_one_leaves(Layout::WorkQueue).await;
+}
+
 async fn the_server_is_killed(layout: Layout) {
     let (mut fleet, load) = Fleet::new(layout).await;
     for _ in 0..3 {
