@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
+use futures_util::TryStreamExt;
 
 use crate::consume::event;
 use crate::fresh::{pass, raw_at};
@@ -253,12 +254,29 @@ impl Fleet {
             }
         };
         // What is missing then is told by the judge.
-        let _ = tokio::time::timeout(LONG, settled).await;
+        if tokio::time::timeout(LONG, settled).await.is_err() {
+            self.tell_what_stands().await;
+        }
         for mut instance in std::mem::take(&mut self.running) {
             tell_to_leave(&mut instance);
             tokio::task::block_in_place(|| instance.worker.end_well());
         }
         (self.story(), each)
+    }
+}
+
+impl Fleet {
+    /// Prints what instances said last, and what the server knows of their readers.
+    async fn tell_what_stands(&mut self) {
+        for instance in &mut self.running {
+            instance.worker.hear();
+            println!("{}: {}", instance.name, instance.worker.story());
+        }
+        let stream = raw_at(&self.servers.url()).await.get_stream(TOPIC).await.unwrap();
+        let readers: Vec<_> = stream.consumers().try_collect().await.unwrap();
+        for info in readers.iter().filter(|info| info.num_pending > 0 || info.num_ack_pending > 0) {
+            println!("{info:?}");
+        }
     }
 }
 

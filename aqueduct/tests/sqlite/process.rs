@@ -117,6 +117,11 @@ impl Worker {
         self.process.wait().unwrap();
     }
 
+    /// Takes in what it has said so far.
+    pub(crate) fn hear(&mut self) {
+        while self.line(Duration::ZERO).is_ok() {}
+    }
+
     pub(crate) fn story(&self) -> String {
         let errors = std::fs::read_to_string(&self.errors).unwrap_or_default();
         let tail = |text: &str| {

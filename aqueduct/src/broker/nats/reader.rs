@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{Config, Stream as Pulled};
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, Info};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use serde_json::{Value, json};
 
 use super::layout::Layout;
 use super::member::{Inner, Task};
@@ -37,6 +39,9 @@ const LEASE: Duration = Duration::from_secs(5);
 
 /// The pause before it is tried again to open a partition.
 pub(super) const OPEN_AGAIN: Duration = Duration::from_millis(500);
+
+/// How often it is looked again before a partition stops.
+const SURE: u32 = 6;
 
 /// How often a partition that is quiet looks whether retention comes near to where it was settled last.
 const QUIET: Duration = Duration::from_secs(10);
@@ -98,7 +103,7 @@ fn later(error: impl Into<BoxError>) -> Fault {
 
 /// Opens a partition and reads it until it is not owned any more, when the task is ended.
 pub(super) async fn run(inner: Arc<Inner>, task: Task, layout: Arc<Layout>) {
-    let mut failed = false;
+    let (mut failed, mut stops) = (false, 0);
     let (reader, mut pulled) = loop {
         match open(&inner, &task, &layout).await {
             Ok(opened) => break opened,
@@ -115,6 +120,11 @@ pub(super) async fn run(inner: Arc<Inner>, task: Task, layout: Arc<Layout>) {
                 }
                 return inner.reopen(&task, None, Some(epoch)).await;
             }
+            // A server of a cluster that has stood still may know less than was settled, for a moment.
+            Err(Fault::Stopped(_)) if stops < SURE => {
+                stops += 1;
+                tokio::time::sleep(OPEN_AGAIN).await;
+            }
             Err(Fault::Stopped(why)) => return inner.stop(&task, why),
         }
     };
@@ -129,8 +139,8 @@ pub(super) async fn run(inner: Arc<Inner>, task: Task, layout: Arc<Layout>) {
 
 /// An open partition.
 struct Reader {
-    stream: Stream,
-    name: String,
+    stream: String,
+    filter: String,
 }
 
 /// Why a partition is not read any further.
@@ -143,15 +153,13 @@ enum End {
 
 /// The readers of the owners before, and how far they are settled.
 struct Before {
-    readers: Vec<(String, Info)>,
+    readers: Vec<String>,
     settled: Option<Position>,
-    /// The last of them has read and settled all that there is.
-    idle: bool,
 }
 
 impl Before {
     async fn find(stream: &Stream, task: &Task, begin: &str) -> Result<Self, Fault> {
-        let (mut readers, mut last) = (Vec::new(), None);
+        let (mut readers, mut settled) = (Vec::new(), None);
         let names: Vec<String> = stream.consumer_names().try_collect().await.map_err(later)?;
         for name in names {
             let Some(epoch) = name.strip_prefix(begin).and_then(|epoch| epoch.parse().ok()).map(Epoch) else {
@@ -162,16 +170,14 @@ impl Before {
                 return Err(Fault::Above(epoch));
             }
             let info = stream.consumer_info(&name).await.map_err(later)?;
-            last = last.max(Some((epoch, info.num_pending == 0 && info.num_ack_pending == 0)));
-            readers.push((name, info));
+            settled = settled.max(Some(Position(info.ack_floor.stream_sequence)));
+            readers.push(name);
         }
-        let settled = readers.iter().map(|(_, info)| Position(info.ack_floor.stream_sequence)).max();
-        Ok(Self { readers, settled, idle: last.is_some_and(|(_, idle)| idle) })
+        Ok(Self { readers, settled })
     }
 }
 
 async fn open(inner: &Inner, task: &Task, layout: &Layout) -> Result<(Reader, Pulled), Fault> {
-    // What is known of its end must be older than what is known of the readers.
     let stream = inner.shared.link.context.get_stream(layout.stream()).await.map_err(later)?;
     let begin = names::readers(&inner.consumer, layout.partitions(), task.partition.index);
     let before = Before::find(&stream, task, &begin).await?;
@@ -193,14 +199,15 @@ async fn open(inner: &Inner, task: &Task, layout: &Layout) -> Result<(Reader, Pu
         ..Config::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(later)?;
-    for (name, _) in &before.readers {
+    for name in &before.readers {
         stream.delete_consumer(name).await.map_err(later)?;
     }
     let pulls = consumer.stream().max_messages_per_batch(PULL).expires(EXPIRES).heartbeat(HEARTBEAT);
     let pulled = pulls.messages().await.map_err(later)?;
     let identity: Text = format!("{}/{}", layout.stream(), stream.cached_info().created.unix_timestamp_nanos()).into();
     inner.opened(task, identity, floor.filter(|floor| floor.0 > 0));
-    Ok((Reader { stream, name }, pulled))
+    let (stream, filter) = (layout.stream().to_owned(), layout.filter(task.partition.index));
+    Ok((Reader { stream, filter }, pulled))
 }
 
 /// Where a reader begins, and what counts as settled for it.
@@ -226,6 +233,9 @@ fn from(start_sequence: u64) -> DeliverPolicy {
 }
 
 /// Everything up to here is settled. What is missing above it may have been deleted unread.
+///
+/// That a reader has nothing more to deliver does not say that there is nothing: in a cluster it is answered from a copy of the stream that
+/// may lag behind.
 fn floor(stream: &Stream, task: &Task, before: &Before) -> Result<Option<Position>, Fault> {
     let state = &stream.cached_info().state;
     let Some(settled) = before.settled.max(task.floor).filter(|floor| floor.0 > 0) else { return Ok(None) };
@@ -245,7 +255,7 @@ fn floor(stream: &Stream, task: &Task, before: &Before) -> Result<Option<Positio
             stream.cached_info().config.name
         )));
     }
-    Ok(Some(if before.idle { Position(last).max(settled) } else { settled }))
+    Ok(Some(settled))
 }
 
 impl Reader {
@@ -286,19 +296,18 @@ impl Reader {
         }
     }
 
-    /// The end of the stream, if there is nothing up to there that is to be read or settled, and retention has deleted the place
-    /// up to where this partition was settled: a later owner would take it for one whose events were deleted unread.
+    /// The end of the stream, if there is nothing of the partition up to there, and retention has deleted the place up to where it was
+    /// settled: a later owner would take it for one whose events were deleted unread. Both are one answer of one server: two servers
+    /// may know different ends.
     async fn behind(&self, inner: &Inner, task: &Task) -> Option<Position> {
         let floor = inner.idle_floor(task)?;
-        let state = self.stream.get_info().await.ok()?.state;
-        let is_past = |floor: Position| state.first_sequence > floor.0 + 1;
-        if !is_past(floor) {
-            return None;
-        }
-        let info = self.stream.consumer_info(&self.name).await.ok()?;
-        let settled = floor.max(Position(info.ack_floor.stream_sequence));
-        let idle = info.num_pending == 0 && info.num_ack_pending == 0;
-        (idle && is_past(settled)).then_some(Position(state.last_sequence))
+        let asked = json!({"subjects_filter": self.filter});
+        let answer = inner.shared.ask::<Value>(format!("STREAM.INFO.{}", self.stream), &asked).await.ok()?;
+        let Response::Ok(info) = answer else { return None };
+        let state = &info["state"];
+        let nothing = state["subjects"].as_object().is_none_or(serde_json::Map::is_empty);
+        let (first, last) = (state["first_seq"].as_u64()?, state["last_seq"].as_u64()?);
+        (nothing && first > floor.0 + 1).then_some(Position(last))
     }
 }
 
