@@ -1,71 +1,28 @@
-//! Broker and store: where they are, and opening them.
+//! Broker and store: opening them.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
+use std::sync::Arc;
 
-use aqueduct::sqlite::{SqliteBroker, SqliteFile, SqliteStore};
-use serde::{Deserialize, Serialize};
+use aqueduct::broker::Broker;
+use aqueduct::sqlite::{Children, SqliteBroker, SqliteFile, SqliteStore};
 
 use crate::config::Settings;
 use crate::database::AnyStore;
 use crate::failure::{Exit, Failure};
+use crate::location::{FilePath, Location};
+use crate::nats::{Nats, connect};
 
-/// Where a broker or a store is, as `sqlite:PATH`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct Location(PathBuf);
-
-impl Location {
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// There is no such topic.
-    pub(crate) fn lacks(&self, topic: &str) -> Failure {
-        Failure::new(Exit::Missing, format!("topic `{topic}` does not exist in {self}"))
-    }
+/// A broker that is open.
+#[derive(Clone)]
+pub(crate) enum AnyBroker {
+    Sqlite(SqliteBroker),
+    Nats(Nats),
 }
 
-impl FromStr for Location {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("sqlite", path)) if !path.is_empty() => Ok(Self(path.into())),
-            Some(("sqlite", _)) => Err("a path is missing after `sqlite:`: write sqlite:aqueduct.db".into()),
-            Some((kind, _)) if kind.bytes().all(|b| b.is_ascii_alphanumeric()) => {
-                Err(format!("`{kind}:` is not known: only sqlite:PATH is"))
-            }
-            _ => Err(format!("`{text}` does not say what it is: write sqlite:{text}")),
-        }
-    }
-}
-
-impl TryFrom<String> for Location {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Location> for String {
-    fn from(location: Location) -> Self {
-        location.to_string()
-    }
-}
-
-impl fmt::Display for Location {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sqlite:{}", self.0.display())
-    }
-}
-
-/// A broker and a store that are open.
+/// A broker and a store that are open. On NATS there may be no store.
 pub(crate) struct Open {
-    pub(crate) broker: SqliteBroker,
-    pub(crate) store: AnyStore,
+    pub(crate) broker: AnyBroker,
+    pub(crate) store: Option<AnyStore>,
 }
 
 /// What to do about a topic, or a file, that does not exist.
@@ -75,38 +32,76 @@ pub(crate) enum Absent {
     Refuse,
 }
 
-/// Opens the file of the broker, and the store if it is somewhere else.
-pub(crate) async fn open(settings: &Settings, absent: Absent) -> Result<Open, Failure> {
-    let file = open_broker(settings, absent).await?;
-    let store = match (&settings.store, &settings.database) {
-        (Some(other), _) if other != &settings.broker => {
-            AnyStore::Sqlite(SqliteStore::new(&open_file(other.path(), Absent::Create).await?))
+impl AnyBroker {
+    /// As the library takes it.
+    pub(crate) fn shared(&self) -> Arc<dyn Broker> {
+        match self {
+            Self::Sqlite(broker) => Arc::new(broker.clone()),
+            Self::Nats(broker) => Arc::new(broker.clone()),
         }
-        (None, Some(_)) => open_database(settings, &file).await?,
-        _ => AnyStore::Sqlite(SqliteStore::new(&file)),
-    };
-    Ok(Open { broker: SqliteBroker::new(&file), store })
+    }
+
+    /// Where the programs of a group are recorded: in a file alone.
+    pub(crate) fn children(&self, group: &str) -> Option<Children> {
+        match self {
+            Self::Sqlite(broker) => broker.children(group),
+            Self::Nats(_) => None,
+        }
+    }
+
+    /// The file of the embedded one.
+    pub(crate) fn file(&self) -> Option<&SqliteFile> {
+        match self {
+            Self::Sqlite(broker) => Some(broker.file()),
+            Self::Nats(_) => None,
+        }
+    }
 }
 
-/// Opens the file of the broker alone.
-pub(crate) async fn open_broker(settings: &Settings, absent: Absent) -> Result<SqliteFile, Failure> {
-    let path = settings.broker.path();
-    if absent == Absent::Refuse && !path.exists() {
-        let text = format!("there is no broker at {}", settings.broker);
-        return Err(Failure::new(Exit::Missing, text)
+/// Opens the broker, and the store if it is somewhere else.
+pub(crate) async fn open(settings: &Settings, absent: Absent) -> Result<Open, Failure> {
+    let broker = open_broker(settings, absent).await?;
+    let store = open_store(settings, broker.file()).await?;
+    Ok(Open { broker, store })
+}
+
+/// Opens the broker alone.
+pub(crate) async fn open_broker(settings: &Settings, absent: Absent) -> Result<AnyBroker, Failure> {
+    match &settings.broker {
+        Location::Sqlite(file) => Ok(AnyBroker::Sqlite(SqliteBroker::new(&open_log(file, absent).await?))),
+        Location::Nats(servers) => Ok(AnyBroker::Nats(Nats::new(connect(servers, settings).await?))),
+    }
+}
+
+/// Opens the file of the embedded broker.
+pub(crate) async fn open_log(file: &FilePath, absent: Absent) -> Result<SqliteFile, Failure> {
+    if absent == Absent::Refuse && !file.path().exists() {
+        return Err(Failure::new(Exit::Missing, format!("there is no broker at {file}"))
             .fix("publish into it first, which creates it, or name another with --broker sqlite:PATH"));
     }
-    open_file(path, absent).await
+    open_file(file.path(), absent).await
+}
+
+/// Opens the store: the one that is named, the database, or the broker's file.
+pub(crate) async fn open_store(settings: &Settings, log: Option<&SqliteFile>) -> Result<Option<AnyStore>, Failure> {
+    let own = |file: &FilePath| settings.broker == Location::Sqlite(file.clone());
+    Ok(match (&settings.store, &settings.database) {
+        (Some(other), _) if !own(other) => {
+            Some(AnyStore::Sqlite(SqliteStore::new(&open_file(other.path(), Absent::Create).await?)))
+        }
+        (None, Some(_)) => Some(open_database(settings, log).await?),
+        _ => log.map(|file| AnyStore::Sqlite(SqliteStore::new(file))),
+    })
 }
 
 /// Opens the database; of a file that is the broker's too there is one, since it has one writer.
-pub(crate) async fn open_database(settings: &Settings, broker: &SqliteFile) -> Result<AnyStore, Failure> {
+pub(crate) async fn open_database(settings: &Settings, log: Option<&SqliteFile>) -> Result<AnyStore, Failure> {
     let database = settings.database()?;
-    let same = database.path().and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == broker.path());
-    if same {
-        return Ok(AnyStore::Sqlite(SqliteStore::new(broker)));
+    let path = database.path().and_then(|path| path.canonicalize().ok());
+    match log.filter(|log| path.is_some_and(|path| path == log.path())) {
+        Some(log) => Ok(AnyStore::Sqlite(SqliteStore::new(log))),
+        None => database.open(&settings.table_prefix).await,
     }
-    database.open(&settings.table_prefix).await
 }
 
 async fn open_file(path: &Path, absent: Absent) -> Result<SqliteFile, Failure> {

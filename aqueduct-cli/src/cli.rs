@@ -29,10 +29,15 @@ pub(crate) struct Cli {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Everywhere")]
 pub(crate) struct Global {
-    /// Where events travel [default: sqlite:aqueduct.db].
-    #[arg(long, global = true, value_name = "sqlite:PATH")]
+    /// Where events travel: sqlite:PATH, or NATS servers as nats:// or tls://, between commas [default: sqlite:aqueduct.db]. A
+    /// password is better in the variable `AQUEDUCT_BROKER`, which others do not see.
+    #[arg(long, global = true, value_name = "URL")]
     pub(crate) broker: Option<String>,
-    /// Where parked events and dead letters live [default: the database if there is one, else the broker's file].
+    /// A file with the JWT and the seed of a NATS user.
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) credentials: Option<PathBuf>,
+    /// Where parked events and dead letters live [default: the database if there is one, else the broker's file; on NATS
+    /// there is none then, and events that fail wait at the broker].
     #[arg(long, global = true, value_name = "sqlite:PATH")]
     pub(crate) store: Option<String>,
     /// The database of your services: postgres://, mysql://, mariadb:// or sqlite:PATH. A password is better in the variable

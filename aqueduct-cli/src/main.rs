@@ -9,6 +9,8 @@ mod database;
 mod failure;
 mod handler;
 mod input;
+mod location;
+mod nats;
 mod output;
 mod program;
 mod service;

@@ -116,7 +116,10 @@ mod message;
 /// The broker on NATS JetStream (feature `nats`).
 #[cfg(feature = "nats")]
 pub mod nats {
-    pub use crate::broker::nats::{Expected, ForeignStream, NatsBroker, NatsConnection, NatsForeign, NatsOptions};
+    pub use crate::broker::nats::{
+        Expected, ForeignStream, NatsBroker, NatsConnection, NatsConsumerStatus, NatsForeign, NatsOptions, NatsStatus,
+        NatsTopicStatus,
+    };
     pub use crate::topology::NatsTopic;
 }
 mod outcome;

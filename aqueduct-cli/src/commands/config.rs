@@ -7,6 +7,7 @@ use crate::cli::Global;
 use crate::config::{Flags, Origin, SECRETS, load};
 use crate::database::hidden;
 use crate::failure::Failure;
+use crate::location::Location;
 use crate::output::{Output, print};
 
 const EXAMPLES: &str = "\
@@ -35,6 +36,7 @@ impl Config {
         let Action::Show = self.action;
         let mut settings = load(global, Flags::none())?.origins();
         settings.iter_mut().filter(|setting| SECRETS.contains(&setting.key.as_str())).for_each(hide);
+        settings.iter_mut().filter(|setting| setting.key == "broker").for_each(without_login);
         match global.output.unwrap_or_default() {
             Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&settings).unwrap_or_default())),
             Output::Text => print(&table(&settings)),
@@ -52,6 +54,12 @@ fn hide(setting: &mut Origin) {
         let name = header.as_str().and_then(|text| text.split_once(':')).map_or("", |(name, _)| name);
         *header = Value::from(format!("{name}: (hidden)"));
     }
+}
+
+/// Leaves of NATS servers where they are.
+fn without_login(broker: &mut Origin) {
+    let location = broker.value.as_str().map(str::parse::<Location>);
+    broker.value = location.map_or(Value::Null, |known| known.map_or(Value::Null, |known| known.to_string().into()));
 }
 
 fn table(settings: &[Origin]) -> String {

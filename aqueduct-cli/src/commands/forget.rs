@@ -14,6 +14,9 @@ use crate::table::count;
 
 const EXAMPLES: &str = include_str!("help/forget.txt");
 
+/// What to do on NATS.
+const INSTEAD: &str = "delete what the group has on the server: its bucket with `nats kv del aq_GROUP`, and its readers on the stream with `nats consumer rm`";
+
 /// Forgets how far a group has come that is gone for good, so that the log need not be kept for it.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -27,7 +30,7 @@ pub(crate) struct Forget {
 
 impl Forget {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let broker = existing_broker(global).await?;
+        let broker = existing_broker(global, INSTEAD).await?;
         let status = broker.status().await?;
         let known = || status.consumers.iter().filter(|group| !group.floors.is_empty());
         let Some(group) = known().find(|group| group.consumer == self.group.as_str()) else {

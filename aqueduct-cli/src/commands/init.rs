@@ -51,9 +51,9 @@ mod tests {
     fn every_setting_stands_in_the_template_with_its_default() {
         let text = TEMPLATE.replace("#: ", "");
         let written: Dict = Figment::from(Toml::string(&text)).extract().unwrap();
-        let (broker, store, database, table_prefix) = (None, None, None, None);
+        let (broker, credentials, store, database, table_prefix) = (None, None, None, None, None);
         let (config, output, no_color, verbose) = (None, None, false, 0);
-        let global = Global { broker, store, database, table_prefix, config, output, no_color, verbose };
+        let global = Global { broker, credentials, store, database, table_prefix, config, output, no_color, verbose };
         for setting in crate::config::load(&global, crate::config::Flags::none()).unwrap().origins() {
             let (mut value, mut found) = (figment::value::Value::from(written.clone()), true);
             for part in setting.key.split('.') {

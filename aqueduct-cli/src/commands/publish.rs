@@ -5,17 +5,17 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use aqueduct::broker::Broker;
 use aqueduct::format::{CloudEvents, PlainJson};
-use aqueduct::sqlite::SqliteBroker;
 use aqueduct::{BrokerError, Event, PublishError, Publisher};
 use clap::{ArgMatches, Args};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::broker::{Absent, open_broker};
+use crate::broker::{Absent, AnyBroker, open_broker};
 use crate::cli::Global;
-use crate::config::{Flags, FormatName, PublishSettings, load};
+use crate::config::{Flags, FormatName, PublishSettings, Settings, load};
 use crate::failure::{Exit, Failure};
 use crate::input::{Line, Lines, Path, Recipe};
 use crate::output::{Output, print, progress};
@@ -28,14 +28,14 @@ const BATCH: usize = 1_000;
 /// Bytes in one call, so that what waits is bounded whatever the size of events.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Publishes the lines of a file, or of standard input, as events: in order per key, each confirmed by the disk.
+/// Publishes the lines of a file, or of standard input, as events: in order per key, each confirmed by the broker.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Publish {
     /// The file, one JSON object a line; `-` is standard input.
     #[arg(default_value = "-", hide_default_value = true)]
     file: PathBuf,
-    /// The topic; it is created if it does not exist.
+    /// The topic; it is created if it does not exist, but on NATS, where it is declared with `aqueduct topology apply`.
     #[arg(long)]
     topic: String,
     /// Lines are any JSON, and their events are of this type.
@@ -78,8 +78,11 @@ impl Publish {
         let settings = load(global, Flags::of("publish", &self.settings, matches))?.settings;
         let (input, bytes) = self.input()?;
         let absent = if settings.publish.existing_topic { Absent::Refuse } else { Absent::Create };
-        let broker = SqliteBroker::new(&open_broker(&settings, absent).await?);
-        let publisher = Publisher::new(settings.publish.source.as_str(), broker);
+        let broker = open_broker(&settings, absent).await?;
+        if let AnyBroker::Nats(_) = broker {
+            check(&broker, &self.topic, &settings).await?;
+        }
+        let publisher = Publisher::new(settings.publish.source.as_str(), broker.shared());
         let publisher = match settings.publish.format {
             FormatName::Cloudevents => publisher,
             FormatName::CloudeventsStructured => publisher.format(CloudEvents::structured()),
@@ -113,6 +116,14 @@ impl Publish {
         let (metadata, file) = opened.map_err(|error| unreadable(&self.file, &error))?;
         Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
     }
+}
+
+/// Nothing on NATS comes into being by being published to: streams are declared, and what they cost is for operators to say.
+async fn check(broker: &AnyBroker, topic: &str, settings: &Settings) -> Result<(), Failure> {
+    broker.shared().check_topic(&topic.into()).await.map_err(|error| match error {
+        BrokerError::NoSuchTopic { .. } => settings.broker.lacks(topic),
+        other => other.into(),
+    })
 }
 
 fn unreadable(file: &std::path::Path, error: &io::Error) -> Failure {

@@ -19,6 +19,9 @@ use crate::table::count;
 
 const EXAMPLES: &str = include_str!("help/purge.txt");
 
+/// What to do on NATS.
+const INSTEAD: &str = "let the server delete what is old, by max_age and max_bytes in the file of `aqueduct topology apply`, or delete it with `nats stream purge`";
+
 /// Deletes events of a topic from the log, after saying how many. Nothing that a group has not read, unless it is said.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES, group = ArgGroup::new("which").required(true))]
@@ -67,7 +70,7 @@ fn sums(purged: &[Purged]) -> (u64, u64) {
 
 impl Purge {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let broker = existing_broker(global).await?;
+        let broker = existing_broker(global, INSTEAD).await?;
         let (topic, output) = (Topic::from(self.topic.as_str()), global.output.unwrap_or_default());
         let limits = self.limits();
         let unread_too = broker.would_purge(&topic, limits.drop_unread()).await?;

@@ -2,14 +2,14 @@
 
 use std::future::IntoFuture;
 
-use aqueduct::Relay;
+use aqueduct::compat::{jetstream_bridge, tupic};
 use aqueduct::format::{CloudEvents, PlainJson};
-use aqueduct::sqlite::SqliteBroker;
+use aqueduct::{OutboxTable, Relay};
 use clap::{ArgMatches, Args};
 
-use crate::broker::{Absent, open_broker, open_database};
+use crate::broker::{Absent, AnyBroker, open_broker, open_database};
 use crate::cli::Global;
-use crate::config::{Flags, FormatName, RelaySettings, load};
+use crate::config::{Flags, FormatName, RelaySettings, System, load};
 use crate::failure::{Exit, Failure};
 use crate::output::note;
 use crate::service::{Stop, Systemd, tell};
@@ -34,11 +34,9 @@ impl Relaying {
         settings.database()?;
         let stop = Stop::on_signals()?;
         let absent = if settings.relay.existing_topic { Absent::Refuse } else { Absent::Create };
-        let file = open_broker(&settings, absent).await?;
-        let store = open_database(&settings, &file).await?;
-        let serve =
-            configured(Relay::new(store.outbox(&settings.relay.table)?, SqliteBroker::new(&file)), &settings.relay)
-                .serve();
+        let broker = open_broker(&settings, absent).await?;
+        let store = open_database(&settings, broker.file()).await?;
+        let serve = relay(store.outbox(&settings.relay.table)?, broker, &settings.relay)?.serve();
         let (health, systemd, graceful) = (serve.health(), Systemd(self.sd_notify), stop.clone());
         let serving = serve.with_graceful_shutdown(async move {
             graceful.graceful().await;
@@ -58,13 +56,35 @@ impl Relaying {
     }
 }
 
-fn configured(relay: Relay, settings: &RelaySettings) -> Relay {
+fn relay(table: OutboxTable, broker: AnyBroker, settings: &RelaySettings) -> Result<Relay, Failure> {
+    let relay = match (broker, settings.table.outbox) {
+        (AnyBroker::Nats(broker), System::JetstreamBridge | System::Tupic) => {
+            as_the_system(Relay::new(table, broker.broker().foreign()), settings)?
+        }
+        (broker, _) => in_format(Relay::new(table, broker.shared()), settings.format),
+    };
     let relay = relay.name(settings.name.as_str());
-    let relay = match settings.format {
+    let relay = settings.source.iter().fold(relay, |relay, source| relay.source(source.as_str()));
+    Ok(settings.audit.iter().fold(relay, |relay, audit| relay.audit(audit.0)))
+}
+
+fn in_format(relay: Relay, format: FormatName) -> Relay {
+    match format {
         FormatName::Cloudevents => relay,
         FormatName::CloudeventsStructured => relay.format(CloudEvents::structured()),
         FormatName::Json => relay.format(PlainJson::new()),
-    };
-    let relay = settings.source.iter().fold(relay, |relay, source| relay.source(source.as_str()));
-    settings.audit.iter().fold(relay, |relay, audit| relay.audit(audit.0))
+    }
+}
+
+/// On NATS the peers of a system read what its own relay would send them: the envelope in the row, under the row's id. With
+/// another id the gem's consumers lose dead letters.
+fn as_the_system(relay: Relay, settings: &RelaySettings) -> Result<Relay, Failure> {
+    if settings.format != FormatName::Cloudevents {
+        let text = "the rows of another system travel on NATS as that system sends them, in no other format";
+        return Err(Failure::new(Exit::Usage, text).fix("leave out --format and `format` in the section [relay]"));
+    }
+    Ok(match (settings.table.outbox, &settings.table.outbox_prefix) {
+        (System::Tupic, prefix) => relay.format(tupic::Envelope::new(prefix.clone().unwrap_or_default()).whole(true)),
+        _ => relay.format(jetstream_bridge::Envelope::new().whole(true)),
+    })
 }

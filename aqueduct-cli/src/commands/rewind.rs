@@ -14,6 +14,9 @@ use crate::output::{Output, note, print};
 
 const EXAMPLES: &str = include_str!("help/rewind.txt");
 
+/// What to do on NATS.
+const INSTEAD: &str = "consume under another --group, with --from where it is to begin";
+
 /// Moves a group back in a partition, so that it reads again what comes after.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -53,7 +56,7 @@ impl FromStr for To {
 
 impl Rewind {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let broker = existing_broker(global).await?;
+        let broker = existing_broker(global, INSTEAD).await?;
         let partition = Partition { topic: self.topic.as_str().into(), index: self.partition };
         let to = self.to.0.map_or("the beginning".to_owned(), |to| to.to_string());
         let question =

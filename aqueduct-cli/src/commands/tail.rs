@@ -21,6 +21,9 @@ use crate::suggest::did_you_mean;
 
 const EXAMPLES: &str = include_str!("help/tail.txt");
 
+/// What to do on NATS.
+const INSTEAD: &str = "print events with `aqueduct consume TOPIC --group NAME --from new`, under a group of its own";
+
 /// Messages of a partition that are read at a time.
 const READ: usize = 200;
 
@@ -47,7 +50,7 @@ pub(crate) struct Tail {
 impl Tail {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         let settings = load(global, Flags::none())?.settings;
-        let broker = existing_broker(global).await?;
+        let broker = existing_broker(global, INSTEAD).await?;
         let topics = broker.topics().await?;
         if !topics.iter().any(|topic| topic.as_str() == self.topic) {
             let failure = settings.broker.lacks(&self.topic);

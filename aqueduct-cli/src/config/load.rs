@@ -79,7 +79,15 @@ pub(crate) fn load(global: &Global, flags: Flags) -> Result<Loaded, Failure> {
         figment = figment.merge(layer);
     }
     let Global { broker, store, database, table_prefix, .. } = global;
-    for (key, value) in [("broker", broker), ("store", store), ("database", database), ("table_prefix", table_prefix)] {
+    let credentials = global.credentials.as_ref().map(|path| path.display().to_string());
+    let named = [
+        ("broker", broker),
+        ("credentials", &credentials),
+        ("store", store),
+        ("database", database),
+        ("table_prefix", table_prefix),
+    ];
+    for (key, value) in named {
         if let Some(value) = value {
             let name = format!("flag --{}", key.replace('_', "-"));
             figment = figment.merge(Layer { name, key: key.to_owned(), value: value.clone().into() });
@@ -110,7 +118,7 @@ impl Settings {
         let broker = "sqlite:aqueduct.db".parse().map_err(|e: String| Failure::new(Exit::Config, e))?;
         let table_prefix = database::PREFIX.to_owned();
         let (publish, consume, relay) = (defaults()?, defaults()?, defaults()?);
-        Ok(Self { broker, store: None, database: None, table_prefix, publish, consume, relay })
+        Ok(Self { broker, credentials: None, store: None, database: None, table_prefix, publish, consume, relay })
     }
 }
 

@@ -7,11 +7,13 @@ mod publish;
 mod relay;
 mod values;
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
-use crate::broker::Location;
 use crate::database::DatabaseUrl;
 use crate::failure::{Exit, Failure};
+use crate::location::{FilePath, Location};
 
 pub(crate) use consume::ConsumeSettings;
 pub(crate) use load::{Flags, Origin, SECRETS, load};
@@ -27,8 +29,10 @@ pub(crate) const FILE: &str = "aqueduct.toml";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) broker: Location,
+    /// Of a NATS user.
+    pub(crate) credentials: Option<PathBuf>,
     /// None is the database, or the broker's file if there is none.
-    pub(crate) store: Option<Location>,
+    pub(crate) store: Option<FilePath>,
     pub(crate) database: Option<DatabaseUrl>,
     pub(crate) table_prefix: String,
     pub(crate) publish: PublishSettings,

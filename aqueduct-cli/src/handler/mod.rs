@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aqueduct::extract::{FromCall, Rejection};
-use aqueduct::sqlite::{Children, SqliteBroker};
+use aqueduct::sqlite::Children;
 use aqueduct::{Attempt, BoxFuture, Call, Event, Origin, Place, Result};
+
+use crate::broker::AnyBroker;
 
 pub(crate) use exec::Exec;
 pub(crate) use http::Http;
@@ -64,7 +66,7 @@ impl Limits {
 /// Where the programs of this group are recorded, so that a restart after a crash knows them.
 #[derive(Clone)]
 pub(crate) struct Records {
-    pub(crate) broker: SqliteBroker,
+    pub(crate) broker: AnyBroker,
     pub(crate) group: String,
 }
 

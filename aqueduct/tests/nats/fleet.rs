@@ -269,7 +269,6 @@ impl Fleet {
     /// Prints what instances said last, and what the server knows of their readers.
     async fn tell_what_stands(&mut self) {
         for instance in &mut self.running {
-            instance.worker.hear();
             println!("{}: {}", instance.name, instance.worker.story());
         }
         let stream = raw_at(&self.servers.url()).await.get_stream(TOPIC).await.unwrap();

@@ -117,12 +117,9 @@ impl Worker {
         self.process.wait().unwrap();
     }
 
-    /// Takes in what it has said so far.
-    pub(crate) fn hear(&mut self) {
+    /// What it has said last.
+    pub(crate) fn story(&mut self) -> String {
         while self.line(Duration::ZERO).is_ok() {}
-    }
-
-    pub(crate) fn story(&self) -> String {
         let errors = std::fs::read_to_string(&self.errors).unwrap_or_default();
         let tail = |text: &str| {
             text.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")

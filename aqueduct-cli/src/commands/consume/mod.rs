@@ -6,12 +6,13 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 
 use aqueduct::format::CloudEvents;
-use aqueduct::sqlite::SqliteBroker;
-use aqueduct::{Consumer, Health, Publisher, Router};
+use aqueduct::nats::{NatsBroker, NatsTopic};
+use aqueduct::sqlite::{ConsumerStatus, SqliteBroker};
+use aqueduct::{BrokerError, Consumer, Health, Publisher, Router};
 use clap::{ArgMatches, Args};
 use tokio::sync::oneshot;
 
-use crate::broker::{Absent, Open, open};
+use crate::broker::{Absent, AnyBroker, Open, open};
 use crate::cli::Global;
 use crate::config::{ConsumeSettings, Flags, FormatName, Settings, Span, load};
 use crate::failure::{Exit, Failure, unwritable};
@@ -21,6 +22,10 @@ use crate::program::{CommandLine, Groups};
 use crate::service::{Stop, Systemd, tell};
 use crate::suggest::did_you_mean;
 use activity::Activity;
+
+/// What it means that there is no store on NATS.
+const NO_STORE: &str = "there is no store, so events that fail wait at the broker with what is behind them, and none becomes a dead letter: \
+     name one with --store sqlite:PATH or --database";
 
 const EXAMPLES: &str = include_str!("../help/consume.txt");
 
@@ -87,7 +92,7 @@ impl Consume {
         let (handler, unwritten) = self.handler(consume, records)?;
         let results = consume.publish_results.as_deref();
         let results =
-            results.map(|topic| Results::new(Publisher::new(self.group.as_str(), opened.broker.clone()), topic));
+            results.map(|topic| Results::new(Publisher::new(self.group.as_str(), opened.broker.shared()), topic));
         let activity = Arc::new(Activity::new(self.max_events));
         let router = router(Arc::clone(&handler), results, Arc::clone(&activity));
         let serve = self.consumer(consume, opened).serve(router);
@@ -118,12 +123,38 @@ impl Consume {
         Ok(())
     }
 
-    /// Opens the file, and refuses topics that do not exist unless they are to be created.
+    /// Opens broker and store, and refuses topics that do not exist unless they are to be created.
     async fn open(&self, settings: &Settings) -> Result<Open, Failure> {
         let absent = if settings.consume.create_topics { Absent::Create } else { Absent::Refuse };
         let mut opened = open(settings, absent).await?;
+        match &mut opened.broker {
+            AnyBroker::Sqlite(broker) => self.topics_in_file(broker, settings, absent).await?,
+            AnyBroker::Nats(_) if self.no_wait => {
+                let failure =
+                    Failure::new(Exit::Usage, "on NATS no process has a group alone, so --no-wait says nothing");
+                return Err(failure.fix("leave out --no-wait: the processes of a group share its partitions"));
+            }
+            AnyBroker::Nats(broker) => {
+                let results = settings.consume.publish_results.iter();
+                for topic in self.topics.iter().chain(results) {
+                    self.topic_on_nats(broker.broker(), topic, settings, absent).await?;
+                }
+                if opened.store.is_none() {
+                    note(NO_STORE);
+                }
+            }
+        }
+        Ok(opened)
+    }
+
+    async fn topics_in_file(
+        &self,
+        broker: &mut SqliteBroker,
+        settings: &Settings,
+        absent: Absent,
+    ) -> Result<(), Failure> {
         if absent == Absent::Refuse {
-            let known = opened.broker.topics().await?;
+            let known = broker.topics().await?;
             let known: Vec<&str> = known.iter().map(aqueduct::Topic::as_str).collect();
             let wild = |topic: &str| topic.split('.').any(|part| matches!(part, "*" | ">"));
             if let Some(topic) = self.topics.iter().find(|topic| !wild(topic) && !known.contains(&topic.as_str())) {
@@ -135,18 +166,39 @@ impl Consume {
             }
         }
         if let Some(results) = &settings.consume.publish_results {
-            opened.broker.declare(results.as_str()).await?;
+            broker.declare(results.as_str()).await?;
         }
         if self.no_wait {
-            opened.broker = opened.broker.refuse_to_wait();
+            *broker = broker.clone().refuse_to_wait();
         }
-        Ok(opened)
+        Ok(())
+    }
+
+    async fn topic_on_nats(
+        &self,
+        broker: &NatsBroker,
+        topic: &str,
+        settings: &Settings,
+        absent: Absent,
+    ) -> Result<(), Failure> {
+        if topic.contains(['*', '>']) {
+            let failure = Failure::new(Exit::Usage, format!("`{topic}` is a pattern, and on NATS topics are named"));
+            return Err(failure.fix("name each topic; `aqueduct status` lists them"));
+        }
+        match broker.find(topic).await {
+            Ok(_) => Ok(()),
+            Err(BrokerError::NoSuchTopic { .. }) if absent == Absent::Create => {
+                Ok(broker.declare(NatsTopic::new(topic)).await?)
+            }
+            Err(BrokerError::NoSuchTopic { .. }) => Err(settings.broker.lacks(topic)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn consumer(&self, settings: &ConsumeSettings, opened: Open) -> Consumer {
         let default = if self.what.exec_stream.is_some() { CONCURRENCY_STREAM } else { CONCURRENCY };
         let concurrency = settings.concurrency.unwrap_or(default);
-        let consumer = Consumer::new(self.group.as_str(), opened.broker)
+        let consumer = Consumer::new(self.group.as_str(), opened.broker.shared())
             .topics(self.topics.iter().map(String::as_str))
             .start(settings.from.0)
             .types(settings.types.iter().map(String::as_str))
@@ -155,7 +207,7 @@ impl Consume {
             .shutdown(settings.shutdown.0)
             .concurrency(concurrency)
             .buffer(aqueduct::defaults::BUFFER.max(concurrency.saturating_mul(4)));
-        let consumer = opened.store.give_to(consumer);
+        let consumer = opened.store.into_iter().fold(consumer, |consumer, store| store.give_to(consumer));
         settings.format.iter().fold(consumer, |consumer, format| match format {
             FormatName::Cloudevents => consumer.format(CloudEvents::binary()),
             FormatName::CloudeventsStructured => consumer.format(CloudEvents::structured()),
@@ -224,13 +276,9 @@ fn router(handler: Arc<dyn Handle>, results: Option<Results>, activity: Arc<Acti
 
 /// Resolves when nothing has run for so long and everything is settled; or for ten times as long, since what another instance
 /// holds, or an operator must mend, is not waited for.
-async fn idle(quiet: Option<Span>, broker: SqliteBroker, group: String, activity: Arc<Activity>, health: Health) {
+async fn idle(quiet: Option<Span>, broker: AnyBroker, group: String, activity: Arc<Activity>, health: Health) {
     let Some(Span(quiet)) = quiet else { return std::future::pending().await };
-    let is_done = async || {
-        let status = broker.status().await.ok();
-        let group = status.as_ref().and_then(|s| s.consumers.iter().find(|c| c.consumer == group.as_str()));
-        group.is_none_or(|group| group.lag() == 0)
-    };
+    let is_done = async || lag(&broker, &group).await == 0;
     let mut tries = 0;
     while tries < 10 {
         activity.idle(quiet, || health.is_ready()).await;
@@ -240,6 +288,20 @@ async fn idle(quiet: Option<Span>, broker: SqliteBroker, group: String, activity
         }
         tokio::time::sleep(quiet).await;
         tries = if activity.count_done() == done { tries + 1 } else { 0 };
+    }
+}
+
+/// What a group has to do still; nothing if that cannot be seen.
+async fn lag(broker: &AnyBroker, group: &str) -> u64 {
+    match broker {
+        AnyBroker::Sqlite(broker) => {
+            let consumers = broker.status().await.map(|status| status.consumers).unwrap_or_default();
+            consumers.iter().find(|consumer| consumer.consumer == group).map_or(0, ConsumerStatus::lag)
+        }
+        AnyBroker::Nats(broker) => {
+            let consumers = broker.broker().status().await.map(|status| status.consumers).unwrap_or_default();
+            consumers.iter().filter(|consumer| consumer.consumer == group).map(|consumer| consumer.lag).sum()
+        }
     }
 }
 

@@ -9,8 +9,7 @@ use serde_json::json;
 
 use super::carry::{Carry, Outcome};
 use super::filter::{Filter, Pages, nothing};
-use super::{Kind, is_dead};
-use crate::broker::Open;
+use super::{Existing, Kind, is_dead};
 use crate::config::Span;
 use crate::confirm::{Account, confirm};
 use crate::failure::{Exit, Failure};
@@ -138,7 +137,7 @@ impl Counted {
 }
 
 impl Act {
-    pub(super) async fn run(self, opened: &Open, kind: Kind, verb: Verb, output: Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, opened: &Existing, kind: Kind, verb: Verb, output: Output) -> Result<(), Failure> {
         if self.events.is_empty() && !self.filter.restricts() && !self.all {
             return Err(Failure::new(Exit::Usage, format!("which ones are to be {} is not said", verb.past()))
                 .fix("name them by id or place, narrow them down with --group, --key and so on, or say --all"));
@@ -159,7 +158,7 @@ impl Act {
         outcome.print(verb.name(), &counted.keys(), output)
     }
 
-    async fn count(&self, opened: &Open, kind: Kind, verb: Verb) -> Result<Counted, Failure> {
+    async fn count(&self, opened: &Existing, kind: Kind, verb: Verb) -> Result<Counted, Failure> {
         let mut pages = Pages::new(&opened.store, &self.filter, &self.events, kind).await?;
         let mut counted = Counted::default();
         while let Some(page) = pages.next().await? {
@@ -187,7 +186,7 @@ impl Act {
     }
 
     /// Commands all that were counted, in the order of their places, and no more than those.
-    async fn act(&self, opened: &Open, kind: Kind, verb: Verb, counted: &Counted) -> Result<Outcome, Failure> {
+    async fn act(&self, opened: &Existing, kind: Kind, verb: Verb, counted: &Counted) -> Result<Outcome, Failure> {
         let (who, why) = (Text::from(self.by.account.who()), Text::from(self.by.account.why()));
         let mut pages = Pages::new(&opened.store, &self.filter, &self.events, kind).await?;
         let mut carry = Carry::new(opened, counted.events, self.by.wait.0);

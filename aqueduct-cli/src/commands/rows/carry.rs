@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::broker::Open;
+use super::Existing;
 use crate::database::AnyStore;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, note, print};
@@ -29,7 +29,8 @@ const TOLD_MAX: usize = 20;
 
 /// Commands on their way.
 pub(super) struct Carry<'a> {
-    broker: &'a SqliteBroker,
+    /// The embedded one; on another nobody can be seen, nor stood in for.
+    broker: Option<&'a SqliteBroker>,
     store: &'a AnyStore,
     wait: Duration,
     waiting: VecDeque<(CommandId, Text, Partition)>,
@@ -56,12 +57,12 @@ pub(super) struct Outcome {
 }
 
 impl<'a> Carry<'a> {
-    pub(super) fn new(opened: &'a Open, total: u64, wait: Duration) -> Self {
+    pub(super) fn new(opened: &'a Existing, total: u64, wait: Duration) -> Self {
         let form = "{bar:30} {pos}/{len}, {eta} left";
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
         let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
         Self {
-            broker: &opened.broker,
+            broker: opened.broker.as_ref(),
             store: &opened.store,
             wait,
             waiting: VecDeque::new(),
@@ -102,13 +103,20 @@ impl<'a> Carry<'a> {
         self.bar.finish_and_clear();
         self.outcome.waiting = self.waiting.len() as u64;
         if self.outcome.waiting > 0 {
-            for consumer in self.broker.status().await?.consumers {
-                if self.waiting.iter().any(|(_, waits_for, _)| *waits_for == consumer.consumer) {
-                    self.outcome.stuck_on.insert(owner(&consumer.owner));
-                }
-            }
+            self.outcome.stuck_on = self.owners().await?;
         }
         Ok(self.outcome)
+    }
+
+    /// Who has the groups that commands wait for.
+    async fn owners(&self) -> Result<BTreeSet<String>, Failure> {
+        let waits_for = |group: &Text| self.waiting.iter().any(|(_, of, _)| of == group);
+        let Some(broker) = self.broker else {
+            let groups = self.waiting.iter().map(|(_, group, _)| format!("whoever runs {group}"));
+            return Ok(groups.collect());
+        };
+        let consumers = broker.status().await?.consumers;
+        Ok(consumers.iter().filter(|c| waits_for(&c.consumer)).map(|c| owner(&c.owner)).collect())
     }
 
     /// Waits until at most so many commands wait, or nothing goes on.
@@ -129,13 +137,14 @@ impl<'a> Carry<'a> {
 
     /// Owns what nobody owns, and carries out what waits there.
     async fn stand_in(&mut self) -> Result<(), Failure> {
+        let Some(broker) = self.broker else { return Ok(()) };
         let groups: BTreeSet<Text> = self.waiting.iter().map(|(_, consumer, _)| consumer.clone()).collect();
         // Whoever runs the group is given its time: to look again and again could be in the way of one that starts.
         let looks = self.tried_at.is_none_or(|at| at.elapsed() >= OWNER_LOOK);
         for group in groups {
             if !self.stand_ins.contains_key(&group) && looks {
                 self.tried_at = Some(Instant::now());
-                let Some(stand_in) = self.broker.stand_in(group.clone()).await? else { continue };
+                let Some(stand_in) = broker.stand_in(group.clone()).await? else { continue };
                 self.outcome.stood_in.insert(group.clone());
                 self.stand_ins.insert(group.clone(), (stand_in, BTreeSet::new()));
             }

@@ -17,8 +17,7 @@ use super::act::By;
 use super::carry::Carry;
 use super::filter::{Filter, Pages};
 use super::show::event_json;
-use super::{Kind, event_of};
-use crate::broker::Open;
+use super::{Existing, Kind, event_of};
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
 use crate::input::read_event;
@@ -42,7 +41,7 @@ pub(crate) struct Edit {
 }
 
 impl Edit {
-    pub(super) async fn run(self, opened: &Open, kind: Kind, output: Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, opened: &Existing, kind: Kind, output: Output) -> Result<(), Failure> {
         let named = std::slice::from_ref(&self.event);
         let listed = Pages::new(&opened.store, &self.filter, named, kind).await?.only().await?;
         let before = text_of(&listed);

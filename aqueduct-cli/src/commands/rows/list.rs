@@ -6,8 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::filter::{Filter, Pages};
-use super::{Kind, event_of, id_of, is_dead, place_of};
-use crate::broker::Open;
+use super::{Existing, Kind, event_of, id_of, is_dead, place_of};
 use crate::failure::Failure;
 use crate::output::{Output, note, write};
 use crate::table::{Table, age, span};
@@ -25,7 +24,7 @@ pub(crate) struct List {
 }
 
 impl List {
-    pub(super) async fn run(self, opened: &Open, kind: Kind, output: Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, opened: &Existing, kind: Kind, output: Output) -> Result<(), Failure> {
         let limit = self.limit.unwrap_or(if output == Output::Json { 0 } else { 100 });
         let limit = if limit == 0 { usize::MAX } else { limit };
         let mut pages = Pages::new(&opened.store, &self.filter, &[], kind).await?;

@@ -17,10 +17,12 @@ use aqueduct::sqlite::SqliteBroker;
 use aqueduct::store::{Content, Listed, RowState};
 use clap::{Args, Subcommand};
 
-use crate::broker::{Absent, Open, open, open_broker};
+use crate::broker::{Absent, open_log, open_store};
 use crate::cli::Global;
-use crate::config::{Flags, load};
+use crate::config::{Flags, Settings, load};
+use crate::database::AnyStore;
 use crate::failure::{Exit, Failure};
+use crate::location::Location;
 
 const LIST: &str = include_str!("../help/rows-list.txt");
 
@@ -90,20 +92,39 @@ impl Rows {
     }
 }
 
-/// The broker alone, which does not come into being by being looked at.
-pub(crate) async fn existing_broker(global: &Global) -> Result<SqliteBroker, Failure> {
+/// The embedded broker alone, which does not come into being by being looked at; for others it is said what to do instead.
+pub(crate) async fn existing_broker(global: &Global, instead: &str) -> Result<SqliteBroker, Failure> {
     let settings = load(global, Flags::none())?.settings;
-    Ok(SqliteBroker::new(&open_broker(&settings, Absent::Refuse).await?))
+    Ok(SqliteBroker::new(&open_log(settings.broker.file(instead)?, Absent::Refuse).await?))
 }
 
-/// Broker and store, neither of which comes into being by being looked at.
-pub(crate) async fn open_existing(global: &Global) -> Result<Open, Failure> {
+/// The store, and the embedded broker if it is that one; neither comes into being by being looked at.
+pub(crate) struct Existing {
+    pub(crate) broker: Option<SqliteBroker>,
+    pub(crate) store: AnyStore,
+}
+
+pub(crate) async fn open_existing(global: &Global) -> Result<Existing, Failure> {
     let settings = load(global, Flags::none())?.settings;
-    if let Some(store) = settings.store.as_ref().filter(|store| !store.path().exists()) {
-        return Err(Failure::new(Exit::Missing, format!("there is no store at {store}"))
-            .fix("correct --store, or leave it out if the store is in the broker's file"));
+    check_store(&settings)?;
+    let log = match &settings.broker {
+        Location::Sqlite(file) => Some(open_log(file, Absent::Refuse).await?),
+        Location::Nats(_) => None,
+    };
+    let store = open_store(&settings, log.as_ref()).await?.ok_or_else(|| {
+        Failure::new(Exit::Config, "which store is not said, and NATS has none")
+            .fix("name that of the group with --store sqlite:PATH or --database")
+    })?;
+    Ok(Existing { broker: log.as_ref().map(SqliteBroker::new), store })
+}
+
+/// A store does not come into being by being looked at.
+pub(crate) fn check_store(settings: &Settings) -> Result<(), Failure> {
+    match settings.store.as_ref().filter(|store| !store.path().exists()) {
+        None => Ok(()),
+        Some(store) => Err(Failure::new(Exit::Missing, format!("there is no store at {store}"))
+            .fix("correct --store, or leave it out if the store is in the broker's file")),
     }
-    open(&settings, Absent::Refuse).await
 }
 
 /// Where a row stands, as lists show it.

@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 
 use super::filter::{Filter, Pages};
 use super::list::{in_time, row_json};
-use super::{Kind, id_of, is_dead, place_of};
-use crate::broker::Open;
+use super::{Existing, Kind, id_of, is_dead, place_of};
 use crate::failure::Failure;
 use crate::output::{Output, print};
 use crate::table::{age, lines, one_line, pretty};
@@ -28,7 +27,7 @@ pub(crate) struct Show {
 }
 
 impl Show {
-    pub(super) async fn run(self, opened: &Open, kind: Kind, output: Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, opened: &Existing, kind: Kind, output: Output) -> Result<(), Failure> {
         let listed = Pages::new(&opened.store, &self.filter, &[self.event], kind).await?.only().await?;
         let commands = opened.store.commands_on(&listed).await?;
         let text = match output {

@@ -12,8 +12,10 @@ use aqueduct::topology::{Access, Topology as Declaration};
 use clap::{Args, Subcommand};
 
 use crate::cli::Global;
+use crate::config::{Flags, load};
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
+use crate::nats::connect_only;
 use crate::output::{Output, note, print};
 
 const FILE: &str = include_str!("../help/topology.txt");
@@ -33,9 +35,6 @@ pub(crate) struct Topology {
     /// The file in which it is declared.
     #[arg(long, global = true, value_name = "PATH", default_value = "topology.toml")]
     file: PathBuf,
-    /// A file with the JWT and the seed of a NATS user.
-    #[arg(long, global = true, value_name = "PATH")]
-    credentials: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -77,7 +76,7 @@ impl Topology {
         if let Action::Permissions(printing) = self.action {
             return printing.run(&topology, consumers, output);
         }
-        let broker = connect(global, self.credentials).await?;
+        let broker = connect_only(&load(global, Flags::none())?.settings).await?;
         match self.action {
             Action::Plan => {
                 let plan = topology.plan(&broker).await?;
@@ -121,27 +120,5 @@ impl Applying {
         }
         plan.apply(broker).await?;
         print(&show::applied(&plan, output))
-    }
-}
-
-/// The server, which the flag names or the variable.
-async fn connect(global: &Global, credentials: Option<PathBuf>) -> Result<NatsBroker, Failure> {
-    let variable = || std::env::var("AQUEDUCT_BROKER").ok();
-    let address = global.broker.clone().or_else(variable).unwrap_or_default();
-    if !address.starts_with("nats://") && !address.starts_with("tls://") {
-        return Err(Failure::new(Exit::Config, "which NATS server is not said").fix(
-            "name it with --broker nats://host:4222, or with the variable AQUEDUCT_BROKER, which others do not see",
-        ));
-    }
-    let options = NatsOptions::new(address).name("aqueduct topology");
-    let options = match credentials {
-        Some(path) => options.credentials_file(path),
-        None => options,
-    };
-    let broker = options.connect().await?;
-    match broker.connection().why {
-        None => Ok(broker),
-        Some(why) => Err(Failure::new(Exit::Unusable, format!("there is no connection to NATS: {why}"))
-            .fix("check that it runs there, and the user, password or token in the address, or --credentials")),
     }
 }

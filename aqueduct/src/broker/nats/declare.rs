@@ -9,6 +9,7 @@ use serde_core::de::DeserializeOwned;
 use super::Shared;
 use super::layout::Layout;
 use crate::error::BrokerError;
+use crate::topic::Topic;
 
 /// The version of the layout, in the stream's metadata.
 const LAYOUT: u32 = 1;
@@ -23,6 +24,12 @@ pub(crate) fn metadata(layout: &Layout) -> [(&'static str, String); 3] {
         (TOPIC_KEY, layout.topic().to_string()),
         (PARTITIONS_KEY, layout.partitions().to_string()),
     ]
+}
+
+/// The topic that a stream says it is of, and its partitions.
+pub(super) fn declared(there: &Config) -> Option<(Topic, u32)> {
+    let partitions = there.metadata.get(PARTITIONS_KEY)?.parse().ok()?;
+    Some((Topic::from(there.metadata.get(TOPIC_KEY)?.as_str()), partitions))
 }
 
 /// Says whether a stream is this topic's, in this layout.
@@ -49,10 +56,15 @@ pub(crate) fn check_layout(there: &Config, layout: &Layout) -> Result<(), Broker
 }
 
 impl Shared {
-    /// The stream of a topic, if there is one.
+    /// The settings of the stream of a topic, if there is one.
     pub(super) async fn stream(&self, layout: &Layout) -> Result<Option<Config>, BrokerError> {
+        Ok(self.info(layout).await?.map(|info| info.config))
+    }
+
+    /// The stream of a topic, if there is one.
+    pub(super) async fn info(&self, layout: &Layout) -> Result<Option<Info>, BrokerError> {
         match self.ask::<Info>(format!("STREAM.INFO.{}", layout.stream()), &()).await? {
-            Response::Ok(info) => Ok(Some(info.config)),
+            Response::Ok(info) => Ok(Some(info)),
             Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
             Response::Err { error } => Err(api_error(&error)),
         }

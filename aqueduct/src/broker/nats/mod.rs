@@ -10,6 +10,7 @@ pub(crate) mod names;
 mod options;
 mod publish;
 mod reader;
+mod status;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use layout::Layout;
 pub use foreign::{ForeignStream, NatsForeign};
 pub use options::NatsOptions;
 pub use publish::Expected;
+pub use status::{NatsConsumerStatus, NatsStatus, NatsTopicStatus};
 
 /// Of what the server takes, so much is kept for the key, the dedup id and what stands between headers.
 const OVERHEAD_BYTES: usize = 4_096;

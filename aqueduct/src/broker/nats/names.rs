@@ -47,6 +47,16 @@ pub(super) fn readers(consumer: &Text, partitions: u32, partition: u32) -> Strin
     format!("{}_{partitions}_{partition}_", plain(consumer.as_str()))
 }
 
+/// By which people know whose a reader is.
+pub(super) fn description(consumer: &Text) -> String {
+    format!("the consumer {consumer}, by Aqueduct")
+}
+
+/// The consumer of a description.
+pub(super) fn described(description: &str) -> Option<&str> {
+    description.strip_prefix("the consumer ")?.strip_suffix(", by Aqueduct")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +65,7 @@ mod tests {
     fn names_stay_apart() {
         assert_eq!(bucket(&"stock".into()), "aq_stock");
         assert_eq!(readers(&"stock".into(), 16, 3), "stock_16_3_");
+        assert_eq!(described(&description(&"a.b".into())), Some("a.b"));
         let names = ["a.b", "a b", "a_b", "", "ключ"].map(plain);
         for (at, name) in names.iter().enumerate() {
             assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{name}");

@@ -190,7 +190,7 @@ async fn open(inner: &Inner, task: &Task, layout: &Layout) -> Result<(Reader, Pu
     let name = format!("{begin}{}", task.epoch.0);
     let config = Config {
         durable_name: Some(name.clone()),
-        description: Some(format!("the consumer {}, by Aqueduct", inner.consumer)),
+        description: Some(names::description(&inner.consumer)),
         deliver_policy,
         ack_policy: AckPolicy::All,
         ack_wait: ACK_WAIT,

@@ -17,8 +17,8 @@ use crate::topic::{Partition, Text, Topic};
 
 pub(super) use durable::{Said, Singles, run};
 pub(super) use last::hand_out_again;
-pub(super) use source::Durable;
 pub use source::ForeignStream;
+pub(super) use source::{Durable, too_soon};
 
 /// Streams that others have made, on the connection of a [`NatsBroker`]: topics are plain subjects.
 ///

@@ -132,14 +132,7 @@ impl Durable {
                 config.ack_policy
             )));
         }
-        if config.ack_wait < ACK_WAIT_MIN {
-            return Err(BrokerError::Refused(format!(
-                "the durable {name} of the stream {stream} hands an event out again after {:?}: set it right with `nats consumer edit {stream} \
-                 {name} --wait 30s` and take away its backoff, which stands in for it",
-                config.ack_wait
-            )));
-        }
-        Ok(())
+        too_soon(stream.as_str(), name.as_str(), config).map_or(Ok(()), |why| Err(BrokerError::Refused(why)))
     }
 
     async fn make(&self, stream: &Stream, start: Start, ack_wait: Duration) -> Result<(), BrokerError> {
@@ -168,6 +161,18 @@ impl Durable {
             ))),
         }
     }
+}
+
+/// What is wrong with a durable that leaves no time to work on an event, as those are that get a backoff beside their `ack_wait`.
+pub(in super::super) fn too_soon(stream: &str, name: &str, config: &consumer::Config) -> Option<String> {
+    let soon = config.ack_policy == AckPolicy::Explicit && config.ack_wait < ACK_WAIT_MIN;
+    soon.then(|| {
+        format!(
+            "the durable {name} of the stream {stream} hands an event out again after {:?}: set it right with `nats consumer edit {stream} \
+             {name} --wait 30s` and take away its backoff, which stands in for it",
+            config.ack_wait
+        )
+    })
 }
 
 impl Shared {

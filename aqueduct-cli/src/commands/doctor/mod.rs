@@ -1,25 +1,29 @@
 //! `aqueduct doctor`: what is wrong, or will be, and what to do about it.
 
+mod nats;
+
 use std::path::Path;
 use std::time::Duration;
 
 use anstyle::AnsiColor;
-use aqueduct::sqlite::{Owner, SqliteFile, SqliteStatus};
-use aqueduct::{Clock, Text};
+use aqueduct::sqlite::{ConsumerStatus, Owner, SqliteFile, SqliteStatus};
+use aqueduct::{Clock, Text, Timestamp};
 use clap::Args;
 use indicatif::HumanBytes;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
-use super::rows::{existing_broker, open_existing, owner};
-use crate::broker::Open;
+use super::rows::{Existing, open_existing, owner};
+use crate::broker::{Absent, open_log};
 use crate::cli::Global;
 use crate::config::{Flags, Settings, load};
+use crate::database::AnyStore;
 use crate::failure::{Exit, Failure};
+use crate::location::{FilePath, Location};
 use crate::output::{Output, print};
 use crate::table::{count, one_line, span};
 
-const EXAMPLES: &str = include_str!("help/doctor.txt");
+const EXAMPLES: &str = include_str!("../help/doctor.txt");
 
 /// Free space below which it is said, and below which little time is left.
 const DISK_LOW: u64 = 1 << 30;
@@ -123,14 +127,22 @@ async fn examine(global: &Global, report: &mut Report) {
     if let Err(failure) = database(&settings, report).await {
         report.failed("database", &failure);
     }
-    let path = settings.broker.path();
+    match &settings.broker {
+        Location::Sqlite(file) => in_file(global, file, report).await,
+        Location::Nats(servers) => nats::examine(global, servers, &settings, report).await,
+    }
+}
+
+/// The embedded broker and the store.
+async fn in_file(global: &Global, file: &FilePath, report: &mut Report) {
+    let path = file.path();
     if !path.exists() {
-        let text = format!("there is no broker at {}", settings.broker);
+        let text = format!("there is no broker at {file}");
         return report.warn("file", text, "publish into it, which creates it, or correct --broker or AQUEDUCT_BROKER");
     }
     permissions(path, report);
     disk(path, report);
-    if let Err(failure) = existing_broker(global).await {
+    if let Err(failure) = open_log(file, Absent::Refuse).await {
         return report.failed("file", &failure);
     }
     report.ok("file", format!("{} can be used, and its tables are of this version", path.display()));
@@ -138,7 +150,8 @@ async fn examine(global: &Global, report: &mut Report) {
         Ok(opened) => opened,
         Err(failure) => return report.failed("store", &failure),
     };
-    let status = match opened.broker.status().await {
+    let Existing { broker: Some(broker), store } = opened else { return };
+    let status = match broker.status().await {
         Ok(status) => status,
         Err(error) => {
             let failure = error.into();
@@ -146,7 +159,7 @@ async fn examine(global: &Global, report: &mut Report) {
         }
     };
     groups(&status, report);
-    if let Err(failure) = stored(&opened, &status, report).await {
+    if let Err(failure) = stored(&store, Some(&status), report).await {
         report.failed("store", &failure);
     }
 }
@@ -208,16 +221,21 @@ fn disk(path: &Path, report: &mut Report) {
     }
 }
 
-fn groups(status: &SqliteStatus, report: &mut Report) {
+/// Whether the newest event of something is of the future.
+fn clock(newest: impl Iterator<Item = (String, Option<Timestamp>)>, report: &mut Report) {
     let now = Clock::system().now();
-    for partition in &status.partitions {
-        if let Some(newest) = partition.newest.filter(|newest| newest.since(now) > CLOCK_SLACK) {
-            let text = format!("{} has an event of {newest}, and here it is {now}", partition.partition);
+    for (of, newest) in newest {
+        if let Some(newest) = newest.filter(|newest| newest.since(now) > CLOCK_SLACK) {
+            let text = format!("{of} has an event of {newest}, and here it is {now}");
             report.warn("clock", text, "set the clock right: what is parked waits by it");
             break;
         }
     }
     report.else_ok("clock", "nothing was stored in the future");
+}
+
+fn groups(status: &SqliteStatus, report: &mut Report) {
+    clock(status.partitions.iter().map(|partition| (partition.partition.to_string(), partition.newest)), report);
     for group in &status.consumers {
         let (name, lag) = (&group.consumer, group.lag());
         match &group.owner {
@@ -240,11 +258,14 @@ fn groups(status: &SqliteStatus, report: &mut Report) {
     report.else_ok("groups", "every group that has something to do is run");
 }
 
-async fn stored(opened: &Open, status: &SqliteStatus, report: &mut Report) -> Result<(), Failure> {
-    let owners = &status.consumers;
-    let runs = |group: &Text| owners.iter().any(|o| o.consumer == *group && matches!(o.owner, Owner::Process { .. }));
+/// What the store holds. Who runs groups is known of an embedded broker alone.
+async fn stored(store: &AnyStore, status: Option<&SqliteStatus>, report: &mut Report) -> Result<(), Failure> {
+    let runs = |group: &Text| {
+        let is_run = |o: &ConsumerStatus| o.consumer == *group && matches!(o.owner, Owner::Process { .. });
+        status.is_none_or(|status| status.consumers.iter().any(is_run))
+    };
     let (mut blocking, mut waiting, mut parked) = (0, 0, 0);
-    for shard in opened.store.shards().await? {
+    for shard in store.shards().await? {
         blocking += shard.blocking;
         if !runs(&shard.consumer) {
             (waiting, parked) = (waiting + shard.waiting, parked + shard.parked);

@@ -1,24 +1,30 @@
 //! `aqueduct status`: topics, groups, who runs them, and what waits.
 
+mod nats;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use aqueduct::sqlite::{ConsumerStatus, Owner, PartitionStatus, ShardStatus, SqliteStatus};
+use aqueduct::sqlite::{ConsumerStatus, Owner, PartitionStatus, ShardStatus, SqliteBroker, SqliteStatus};
 use aqueduct::{Clock, Text, Timestamp};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::rows::{open_existing, owner};
-use crate::broker::Open;
+use super::rows::{Existing, check_store, open_existing, owner};
+use crate::broker::open_store;
 use crate::cli::Global;
+use crate::config::{Flags, load};
+use crate::database::AnyStore;
 use crate::failure::Failure;
+use crate::location::Location;
+use crate::nats::connect;
 use crate::output::{Output, write};
 use crate::table::{Table, age, span};
 
-const EXAMPLES: &str = include_str!("help/status.txt");
+const EXAMPLES: &str = include_str!("../help/status.txt");
 
 /// How long a group is looked at that seems to stand still.
 const SECOND: Duration = Duration::from_secs(1);
@@ -45,15 +51,22 @@ struct Progress(BTreeMap<Text, (u64, Instant)>);
 
 impl Status {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let opened = open_existing(global).await?;
         let output = global.output.unwrap_or_default();
+        let settings = load(global, Flags::none())?.settings;
+        if let Location::Nats(servers) = &settings.broker {
+            check_store(&settings)?;
+            let (broker, store) = (connect(servers, &settings).await?, open_store(&settings, None).await?);
+            return nats::run(&broker, store.as_ref(), self.watch, output).await;
+        }
+        let opened = open_existing(global).await?;
+        let Existing { broker: Some(broker), store } = &opened else { return Ok(()) };
         let mut progress = Progress::default();
-        let mut seen = see(&opened).await?;
+        let mut seen = see(broker, store).await?;
         progress.take_in(&seen);
         let seems_stuck = |group: &ConsumerStatus| group.lag() > 0 && matches!(group.owner, Owner::Process { .. });
         if !self.watch && seen.log.consumers.iter().any(seems_stuck) {
             tokio::time::sleep(SECOND).await;
-            seen = see(&opened).await?;
+            seen = see(broker, store).await?;
             progress.take_in(&seen);
         }
         let clear = if self.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[J" } else { "" };
@@ -66,14 +79,14 @@ impl Status {
                 return Ok(());
             }
             tokio::time::sleep(SECOND).await;
-            seen = see(&opened).await?;
+            seen = see(broker, store).await?;
             progress.take_in(&seen);
         }
     }
 }
 
-async fn see(opened: &Open) -> Result<Seen, Failure> {
-    let (log, shards) = (opened.broker.status().await?, opened.store.shards().await?);
+async fn see(broker: &SqliteBroker, store: &AnyStore) -> Result<Seen, Failure> {
+    let (log, shards) = (broker.status().await?, store.shards().await?);
     Ok(Seen { now: Clock::system().now(), log, shards })
 }
 
@@ -105,10 +118,10 @@ struct Stored {
     oldest: Option<Timestamp>,
 }
 
-impl Seen {
-    fn stored(&self, group: &Text) -> Stored {
-        let mut all = Stored::default();
-        for shard in self.shards.iter().filter(|shard| shard.consumer == *group) {
+impl Stored {
+    fn of(group: &Text, shards: &[ShardStatus]) -> Self {
+        let mut all = Self::default();
+        for shard in shards.iter().filter(|shard| shard.consumer == *group) {
             all.parked += shard.parked;
             all.dead += shard.dead;
             all.blocking += shard.blocking;
@@ -118,12 +131,28 @@ impl Seen {
         all
     }
 
+    /// The dead letters, and how many of them block.
+    fn dead(&self) -> String {
+        let blocking = if self.blocking > 0 { format!(", {} block", self.blocking) } else { String::new() };
+        format!("{}{blocking}", HumanCount(self.dead))
+    }
+}
+
+/// True if there is anything in it.
+fn holds(shard: &ShardStatus) -> bool {
+    shard.parked + shard.dead + shard.waiting > 0
+}
+
+impl Seen {
+    fn stored(&self, group: &Text) -> Stored {
+        Stored::of(group, &self.shards)
+    }
+
     /// Groups that the log does not know may have rows in the store all the same.
     fn groups(&self) -> Vec<Text> {
         let known = self.log.consumers.iter().filter(|group| !group.floors.is_empty());
         let mut groups: Vec<Text> = known.map(|group| group.consumer.clone()).collect();
-        let holds = |shard: &&ShardStatus| shard.parked + shard.dead + shard.waiting > 0;
-        groups.extend(self.shards.iter().filter(holds).map(|shard| shard.consumer.clone()));
+        groups.extend(self.shards.iter().filter(|shard| holds(shard)).map(|shard| shard.consumer.clone()));
         groups.sort();
         groups.dedup();
         groups
@@ -158,12 +187,11 @@ impl Seen {
         let mut groups = Table::new(&["GROUP", "LAG", "PARKED", "DEAD", "OLDEST", "STATE"]).last_beneath();
         for name in self.groups() {
             let (stored, group) = (self.stored(&name), self.group(&name));
-            let blocking = if stored.blocking > 0 { format!(", {} block", stored.blocking) } else { String::new() };
             groups.row(&[
                 name.to_string(),
                 HumanCount(group.map_or(0, ConsumerStatus::lag)).to_string(),
                 HumanCount(stored.parked).to_string(),
-                format!("{}{blocking}", HumanCount(stored.dead)),
+                stored.dead(),
                 age(stored.oldest, self.now),
                 state(group, progress),
             ]);
