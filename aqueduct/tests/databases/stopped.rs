@@ -50,7 +50,7 @@ impl Worker {
     }
 
     /// Stops it, and answers when it stands still.
-    fn stop(&self) {
+    fn stop(&mut self) {
         let process = Pid::from_child(&self.process);
         kill_process(process, Signal::STOP).unwrap();
         let (_, status) = waitpid(Some(process), WaitOptions::UNTRACED).unwrap().unwrap();
