@@ -88,8 +88,12 @@ impl Core {
         let errors = self.metrics.broker_errors.clone();
         let sending = self.tasks.spawn(async move {
             let (slot, mut pause) = (key.slot, PAUSE);
-            // Its next owner decides anew.
-            while lease.holds(&clock) {
+            // A lease that has lapsed may hold again; if it does not, this ends with the ownership.
+            loop {
+                if !lease.holds(&clock) {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
                 let sent = match &written {
                     Ok(written) => letters.send(written).await.map_err(|error| error.to_string()),
                     Err(why) => Err(why.clone()),

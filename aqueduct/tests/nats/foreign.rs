@@ -8,9 +8,9 @@ use aqueduct::broker::{Broker, Subscription};
 use aqueduct::nats::{ForeignStream, NatsForeign};
 use aqueduct::testing::broker_suite::{self, Ground};
 use aqueduct::{BrokerError, Consumer, Error, Event, Router, Topic};
-use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{AckPolicy, pull, push};
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
+use async_nats::jetstream::{AckKind, Context};
 use futures_util::StreamExt;
 
 use crate::consume::{Instance, LONG, Seen, handled, publish_all};
@@ -161,6 +161,69 @@ async fn an_event_whose_last_delivery_nobody_settled_is_handled_all_the_same() {
     until_empty(&raw, &topic).await;
     instance.stop().await;
     seen.check_once(2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_left_behind_long_ago_is_handled_before_what_came_after_it() {
+    let (raw, broker, topic) = queue(pull::Config { max_deliver: 1, ..durable("workers") }).await;
+    publish_all(&broker, &topic, 1, 0..5).await;
+    let consumer = raw.get_consumer_from_stream::<pull::Config, _, _>("workers", topic.as_str()).await.unwrap();
+    taken_for_the_last_time(&raw, &topic).await;
+    let mut others = consumer.fetch().max_messages(3).messages().await.unwrap();
+    let second = others.next().await.unwrap().unwrap();
+    let third = others.next().await.unwrap().unwrap();
+    third.double_ack().await.unwrap();
+    second.double_ack().await.unwrap();
+    drop(others);
+    // The server gives up the first, and the fourth, too: all that was delivered counts as settled for it.
+    let given_up = async {
+        while consumer.get_info().await.unwrap().num_ack_pending > 0 {
+            let nothing = consumer.batch().max_messages(1).expires(SECOND).messages().await.unwrap();
+            drop(nothing.take(1).collect::<Vec<_>>().await);
+        }
+    };
+    tokio::time::timeout(LONG, given_up).await.expect("they are given up");
+    let (tell, mut seen) = Seen::new();
+    let instance = serve(&broker, &topic, async move |event: Event| drop(tell.send(handled(0, &event))));
+    until_empty(&raw, &topic).await;
+    seen.until("three", |seen| seen.keys.get("k0").is_some_and(|of_key| of_key.len() == 3)).await;
+    assert_eq!(seen.keys["k0"], [0, 3, 4]);
+    instance.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_expired_in_another_order_comes_in_its_own() {
+    let (raw, broker, topic) = queue(durable("workers")).await;
+    publish_all(&broker, &topic, 1, 0..5).await;
+    let consumer = raw.get_consumer_from_stream::<pull::Config, _, _>("workers", topic.as_str()).await.unwrap();
+    let taken: Vec<_> = consumer.fetch().max_messages(5).messages().await.unwrap().collect().await;
+    // The first is worked on for longer than the others.
+    for _ in 0..4 {
+        pass(SECOND / 2).await;
+        taken[0].as_ref().unwrap().ack_with(AckKind::Progress).await.unwrap();
+    }
+    let (tell, mut seen) = Seen::new();
+    let instance = serve(&broker, &topic, async move |event: Event| drop(tell.send(handled(0, &event))));
+    seen.all(1, 5).await;
+    until_empty(&raw, &topic).await;
+    instance.stop().await;
+    seen.check_once(5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_may_be_in_hand_is_worked_on_slowly_and_once() {
+    let (raw, broker, topic) = queue(pull::Config { max_ack_pending: 20, ..durable("workers") }).await;
+    publish_all(&broker, &topic, 60, 0..1).await;
+    let (tell, mut seen) = Seen::new();
+    let handler = async move |event: Event| {
+        pass(4 * SECOND).await;
+        tell.send(handled(0, &event)).unwrap();
+    };
+    let instance = serve(&broker, &topic, handler);
+    seen.all(60, 1).await;
+    until_empty(&raw, &topic).await;
+    instance.stop().await;
+    seen.check_once(1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,6 +30,15 @@ use crate::topic::{Position, Text};
 const EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// The pause before a durable is read anew that somebody else reads, too.
+const SHARED: Duration = Duration::from_secs(5);
+
+/// So much that comes again is put in order; if there is more, the rest comes in the server's.
+const RESUMED_MAX: usize = 65_536;
+
+/// Naks that are sent before the server is asked whether it has them.
+const NAKS: u64 = 1_000;
+
 /// The server is silent for longer than its heartbeats are late.
 const SILENT: Duration = Duration::from_secs(3);
 
@@ -43,8 +52,8 @@ pub(in super::super) struct Singles {
     ends: Option<(String, String)>,
     /// Where what was left behind is deleted, if it is a work queue.
     delete: Option<String>,
-    /// Last deliveries, by their tags: they are not given back.
-    last: BTreeMap<u64, Message>,
+    /// Last deliveries, by their positions, with their tags: they are not given back.
+    last: BTreeMap<Position, (u64, Message)>,
 }
 
 /// What is to be done about what became of a delivery.
@@ -60,7 +69,7 @@ impl Singles {
     pub(in super::super) fn settled(&mut self, settle: &Settle) -> Option<Said> {
         let (ticket, word) = match settle {
             Settle::Done(ticket) => {
-                self.last.remove(&ticket.tag);
+                self.last.remove(&ticket.position);
                 if ticket.tag & LEFT > 0 {
                     let body = format!("{{\"seq\": {}, \"no_erase\": true}}", ticket.position.0);
                     return self.delete.clone().map(|subject| Said::Word(subject, body.into()));
@@ -68,7 +77,8 @@ impl Singles {
                 (ticket, ACK)
             }
             Settle::Again(ticket, delay) => {
-                if let Some(message) = self.last.remove(&ticket.tag) {
+                if self.last.get(&ticket.position).is_some_and(|(tag, _)| *tag == ticket.tag) {
+                    let (_, message) = self.last.remove(&ticket.position)?;
                     return Some(Said::Again(Delivery { message, ticket: *ticket }, *delay));
                 }
                 (ticket, format!("-NAK {{\"delay\": {}}}", delay.as_nanos().max(1)).into_bytes().into())
@@ -83,7 +93,9 @@ impl Singles {
     /// Takes note of a delivery that is handed out, perhaps the last one of its event.
     pub(in super::super) fn handed_out(&mut self, delivery: &Delivery, is_last: bool) {
         if is_last {
-            self.last.insert(delivery.ticket.tag, delivery.message.clone());
+            self.last.insert(delivery.ticket.position, (delivery.ticket.tag, delivery.message.clone()));
+        } else {
+            self.last.remove(&delivery.ticket.position);
         }
     }
 }
@@ -105,6 +117,10 @@ pub(in super::super) async fn run(inner: Arc<Inner>, task: Task, durable: Arc<Du
     };
     let Err(anomaly) = reader.read(&inner, &task, &durable).await;
     tracing::warn!(partition = %task.partition, %anomaly, "a durable is read anew");
+    if reader.shared {
+        // Each time is a delivery of all that is in hand, the other's too.
+        tokio::time::sleep(SHARED).await;
+    }
     inner.reopen(&task, None, None).await;
 }
 
@@ -137,10 +153,12 @@ async fn open(inner: &Inner, task: &Task, durable: &Durable) -> Result<Reader, B
     let identity: Text = format!("{}/{}", durable.stream, stream.cached_info().created.unix_timestamp_nanos()).into();
     inner.settles_singly(task, Singles { ends: None, delete, last: BTreeMap::new() });
     let floor = info.ack_floor.stream_sequence;
-    inner.opened(task, identity, Some(Position(floor)).filter(|floor| floor.0 > 0));
+    // Below the floor of a work queue may lie what was left behind.
+    let whole = queue && info.config.max_deliver > 0;
+    inner.opened(task, identity, Some(Position(floor)).filter(|floor| floor.0 > 0 && !whole));
     let (sequence, last) = (info.delivered.consumer_sequence, info.delivered.stream_sequence);
     let (ack_wait, deliveries_max) = (info.config.ack_wait, info.config.max_deliver);
-    let (resuming, left) = (Some(BTreeSet::new()), BTreeSet::new());
+    let (resuming, left) = (Some(BTreeMap::new()), BTreeSet::new());
     Ok(Reader {
         stream,
         consumer,
@@ -156,6 +174,7 @@ async fn open(inner: &Inner, task: &Task, durable: &Durable) -> Result<Reader, B
         asked: 0,
         resuming,
         left,
+        shared: false,
     })
 }
 
@@ -168,12 +187,16 @@ async fn ask_again(inner: &Inner, durable: &Durable, info: &Info) -> Result<(), 
     }
     let begin = format!("$JS.ACK.{}.{}.1", durable.stream, durable.name);
     let end = format!("{}.0.0", info.delivered.consumer_sequence);
-    for position in floor + 1..last {
-        client.publish(format!("{begin}.{position}.{end}"), NAK).await.map_err(away)?;
+    for position in floor + 1..=last {
+        let subject = format!("{begin}.{position}.{end}");
+        if position < last && position % NAKS > 0 {
+            client.publish(subject, NAK).await.map_err(away)?;
+            continue;
+        }
+        // Answered when it and all before it have been looked at.
+        let answer = tokio::time::timeout(inner.shared.options.ack_timeout, client.request(subject, NAK));
+        answer.await.map_err(away)?.map_err(away)?;
     }
-    // Answered when it and all before it have been looked at.
-    let last = client.request(format!("{begin}.{last}.{end}"), NAK);
-    tokio::time::timeout(inner.shared.options.ack_timeout, last).await.map_err(away)?.map_err(away)?;
     Ok(())
 }
 
@@ -194,10 +217,13 @@ struct Reader {
     queue: bool,
     /// Messages that were asked for and have not come.
     asked: usize,
-    /// What has come, until all that was in hand before has.
-    resuming: Option<BTreeSet<u64>>,
+    /// What has come, by its position, until all that was in hand before has: the server sends what had expired before in an order of
+    /// its own.
+    resuming: Option<BTreeMap<u64, (Delivery, bool)>>,
     /// What was found to be left behind.
     left: BTreeSet<Position>,
+    /// Another program reads through it, too.
+    shared: bool,
 }
 
 /// What comes from the server.
@@ -226,24 +252,22 @@ impl Reader {
             }
             match self.next().await? {
                 Came::Message(message) => {
-                    self.asked -= 1;
-                    self.take(inner, task, message)?;
+                    self.asked = self.asked.saturating_sub(1);
+                    self.take(inner, task, durable, message).await?;
                 }
                 Came::End => {
                     self.asked = 0;
-                    if let Some(came) = self.resuming.take() {
-                        self.resume(inner, task, durable, &came).await?;
-                    }
+                    self.resume(inner, task, durable).await?;
                 }
-                Came::Advisory(advisory) => {
-                    let told = durable.told(&self.stream, &advisory).await?;
-                    self.left_behind(inner, task, told);
-                }
+                Came::Advisory(advisory) => self.advised(inner, task, durable, &advisory).await?,
                 Came::Heartbeat => {}
             }
             if extended.elapsed() > self.ack_wait / 3 {
                 extended = Instant::now();
                 inner.extend_queued(task).await?;
+                let held = self.resuming.iter().flat_map(BTreeMap::values);
+                let held: Vec<Settle> = held.map(|(delivery, _)| Settle::Extend(delivery.ticket)).collect();
+                inner.settle(&task.partition, &held).await?;
             }
         }
     }
@@ -259,30 +283,45 @@ impl Reader {
         Ok(self.consumer.request_batch(pull, self.inbox.clone().into()).await?)
     }
 
-    /// All that was in hand before has come again, but for what the durable does not know any more.
-    async fn resume(
-        &mut self,
-        inner: &Inner,
-        task: &Task,
-        durable: &Durable,
-        came: &BTreeSet<u64>,
-    ) -> Result<(), BoxError> {
+    /// All that was in hand before has come again, but for what the durable does not know any more. It is handed out in its order.
+    async fn resume(&mut self, inner: &Inner, task: &Task, durable: &Durable) -> Result<(), BoxError> {
+        let Some(mut came) = self.resuming.take() else { return Ok(()) };
         if self.queue && self.deliveries_max > 0 {
             let filter = &self.consumer.cached_info().config.filter_subject;
             let filter = if filter.is_empty() { ">" } else { filter };
-            let found = durable.left_behind(&self.stream, filter, self.last, came).await?;
-            self.left_behind(inner, task, found);
+            let known: BTreeSet<u64> = came.keys().copied().collect();
+            for delivery in durable.left_behind(&self.stream, filter, self.last, &known).await? {
+                self.left.insert(delivery.ticket.position);
+                came.insert(delivery.ticket.position.0, (delivery, true));
+            }
+        }
+        for (delivery, is_last) in came.into_values() {
+            inner.push(&task.partition, task.epoch, delivery, is_last);
         }
         inner.resumed(task);
         Ok(())
     }
 
-    /// Hands out what was left behind, once.
-    fn left_behind(&mut self, inner: &Inner, task: &Task, found: impl IntoIterator<Item = Delivery>) {
-        for delivery in found {
-            if self.left.insert(delivery.ticket.position) {
+    /// An event was left behind. In a work queue it is found where it stands when the durable is begun anew; elsewhere it is handed out.
+    async fn advised(
+        &mut self,
+        inner: &Inner,
+        task: &Task,
+        durable: &Durable,
+        advisory: &async_nats::Message,
+    ) -> Result<(), BoxError> {
+        // What is left behind while it resumes is found then.
+        if self.resuming.is_some() {
+            return Ok(());
+        }
+        match durable.told(&self.stream, advisory).await? {
+            Some(delivery) if !self.left.insert(delivery.ticket.position) => Ok(()),
+            Some(_) if self.queue => Err("an event was left behind after its last delivery".into()),
+            Some(delivery) => {
                 inner.push(&task.partition, task.epoch, delivery, true);
+                Ok(())
             }
+            None => Ok(()),
         }
     }
 
@@ -301,13 +340,19 @@ impl Reader {
     }
 
     async fn next(&mut self) -> Result<Came, BoxError> {
+        // Where as much is in hand as may be, the server says nothing to a pull that does not wait.
+        let limit = if self.resuming.is_some() { HEARTBEAT } else { SILENT };
         let message = tokio::select! {
             biased;
             Some(advisory) = self.advisories.next() => return Ok(Came::Advisory(advisory)),
             () = self.connection.lost() => return Err("the connection is lost".into()),
-            message = tokio::time::timeout(SILENT, self.messages.next()) => message,
+            message = tokio::time::timeout(limit, self.messages.next()) => message,
         };
-        let message = message.map_err(|_| "the server is silent")?.ok_or("the connection was closed")?;
+        let message = match message {
+            Ok(message) => message.ok_or("the connection was closed")?,
+            Err(_) if self.resuming.is_some() => return Ok(Came::End),
+            Err(_) => return Err("the server is silent".into()),
+        };
         match message.status {
             None | Some(StatusCode::OK) => Ok(Came::Message(message)),
             Some(StatusCode::IDLE_HEARTBEAT) => Ok(Came::Heartbeat),
@@ -316,33 +361,45 @@ impl Reader {
         }
     }
 
-    fn take(&mut self, inner: &Inner, task: &Task, message: async_nats::Message) -> Result<(), BoxError> {
+    async fn take(
+        &mut self,
+        inner: &Inner,
+        task: &Task,
+        durable: &Durable,
+        message: async_nats::Message,
+    ) -> Result<(), BoxError> {
         let read = async_nats::jetstream::Message { message, context: inner.shared.link.context.clone() };
         let info = read.info()?;
-        if info.consumer_sequence != self.sequence + 1 {
+        let (position, sequence) = (info.stream_sequence, info.consumer_sequence);
+        if sequence != self.sequence + 1 {
+            self.shared = true;
+            let before = self.sequence;
             return Err(format!(
-                "the delivery {} follows {}; does another program read through this durable?",
-                info.consumer_sequence, self.sequence
+                "the delivery {sequence} follows {before}; does another program read through this durable?"
             )
             .into());
         }
-        self.sequence = info.consumer_sequence;
-        if let Some(came) = &mut self.resuming {
-            came.insert(info.stream_sequence);
-        }
+        self.sequence = sequence;
         let nanos = info.published.unix_timestamp_nanos();
-        let message = wire::foreign_message(&task.partition.topic, &read.message, nanos);
-        let mut ticket = Ticket::new(Position(info.stream_sequence), self.sequence);
+        let mut ticket = Ticket::new(Position(position), sequence);
         ticket.deliveries = u32::try_from(info.delivered).unwrap_or(u32::MAX);
         ticket.ack_wait = Some(self.ack_wait);
         let is_last = self.deliveries_max > 0 && info.delivered >= self.deliveries_max;
+        let message = wire::foreign_message(&task.partition.topic, &read.message, nanos);
         let delivery = Delivery { message, ticket };
         let reply = read.message.reply.as_deref().unwrap_or_default();
-        let noted = inner.note(task, |singles| {
+        inner.note(task, |singles| {
             singles.ends.get_or_insert_with(|| ends(reply));
-            singles.handed_out(&delivery, is_last);
         });
-        let taken = noted && inner.push(&task.partition, task.epoch, delivery, true);
+        match &mut self.resuming {
+            Some(came) if position <= self.last && came.len() < RESUMED_MAX => {
+                came.insert(position, (delivery, is_last));
+                return Ok(());
+            }
+            // What is new comes behind all that comes again.
+            _ => self.resume(inner, task, durable).await?,
+        }
+        let taken = inner.push(&task.partition, task.epoch, delivery, is_last);
         taken.then_some(()).ok_or_else(|| "it is another's".into())
     }
 }

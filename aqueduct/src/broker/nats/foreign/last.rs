@@ -18,7 +18,7 @@ use super::super::member::Inner;
 use super::super::wire;
 use super::Durable;
 use crate::broker::{Delivery, Settle, Ticket};
-use crate::error::BoxError;
+use crate::error::{BoxError, BrokerError};
 use crate::outcome::BoxFuture;
 use crate::topic::{Epoch, Partition, Position};
 
@@ -44,12 +44,13 @@ pub(in super::super) fn hand_out_again(
             let left = due.saturating_duration_since(Instant::now());
             tokio::time::sleep(left.min(wait)).await;
             let Some(inner) = inner.upgrade() else { return };
-            // Who owns it by then has it from the server.
-            if inner.settle(&partition, &[Settle::Extend(delivery.ticket)]).await.is_err() {
+            // Who owns it by then has it from the server; a lease that has lapsed may hold again.
+            if let Err(BrokerError::Lost { .. }) = inner.settle(&partition, &[Settle::Extend(delivery.ticket)]).await {
                 return;
             }
             if left <= wait {
-                delivery.ticket.tag = delivery.ticket.tag.wrapping_add(AGAIN);
+                let tag = delivery.ticket.tag;
+                delivery.ticket.tag = tag & (LEFT | SEQUENCE) | (tag.wrapping_add(AGAIN) & !(LEFT | SEQUENCE));
                 delivery.ticket.deliveries = delivery.ticket.deliveries.saturating_add(1);
                 inner.push(&partition, epoch, delivery, true);
                 return;

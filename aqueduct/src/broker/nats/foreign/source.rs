@@ -75,7 +75,16 @@ impl ForeignStream {
         let durable = Durable { stream: self.stream.clone(), name, topic: topic.clone() };
         let stream = durable.stream(shared).await?;
         match durable.consumer(&stream).await? {
-            Some(consumer) => durable.check(consumer.cached_info())?,
+            Some(consumer) => {
+                durable.check(consumer.cached_info())?;
+                let retention = stream.cached_info().config.retention;
+                if consumer.cached_info().config.max_deliver > 0 && retention != RetentionPolicy::WorkQueue {
+                    tracing::warn!(
+                        stream = %durable.stream, durable = %durable.name,
+                        "an event is lost to this durable whose last delivery ends while no instance runs: set its max_deliver to -1"
+                    );
+                }
+            }
             None if self.durable.is_some() => return Err(durable.missing()),
             None => durable.make(&stream, subscription.start, self.ack_wait).await?,
         }
