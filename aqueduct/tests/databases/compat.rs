@@ -96,8 +96,9 @@ impl<DB: TestDatabase> Site<DB> {
     async fn until(&self, condition: &str, wanted: i64) {
         let reached = async {
             while self.count(condition).await != wanted {
-                // The database does not tell of its changes, so it is asked again.
-                tokio::task::yield_now().await;
+                // The database does not tell of its changes, so it is asked again; not all the time, which would leave none to relays.
+                let pause = Duration::from_millis(10);
+                let _ = tokio::time::timeout(pause, std::future::pending::<()>()).await;
             }
         };
         let in_time = tokio::time::timeout(Duration::from_mins(2), reached).await;
